@@ -1,0 +1,1 @@
+"Settings and the small contracts everything else speaks in: hyper-parameters, tuner settings, decisions, errors."

@@ -1,0 +1,1 @@
+"Tacotron 2 and its parts. Imports torch and numpy only."

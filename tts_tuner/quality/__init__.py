@@ -1,0 +1,1 @@
+"Rulers: how well a model attends and speaks. Pure numpy."

@@ -1,0 +1,1 @@
+"From written text to symbols: cleaners, symbol tables, phonemes with their times."

@@ -1,0 +1,1 @@
+"The trainer, a program of its own: evaluation, metrics, checkpoints, guard."

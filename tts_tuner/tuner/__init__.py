@@ -1,0 +1,1 @@
+"The tuner: search, rungs, child processes, registry."
