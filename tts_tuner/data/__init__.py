@@ -1,0 +1,1 @@
+"Corpora: reading, checking, naming by content, features, batches, the demo corpus."
