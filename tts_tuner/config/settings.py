@@ -38,7 +38,7 @@ def parse_duration(
     if seconds <= 0: raise ValueError('a study needs more than no time at all')
     return seconds
 
-# %% ../../nbs/config/05_settings.ipynb #43e27204
+# %% ../../nbs/config/05_settings.ipynb #c165f401
 class Strict(BaseModel):
     "A block of settings that refuses unknown keys and is not changed after it was checked"
     model_config = ConfigDict(extra='forbid', frozen=True, validate_default=True)
@@ -50,10 +50,10 @@ Scalar = bool | int | float | str | None
 class Dimension(Strict):
     "What values a searched hyper-parameter may take"
     type: Literal['loguniform', 'uniform', 'int', 'choice'] = Field(description='how values are drawn')
-    low: float | None = Field(None, description='smallest value')
-    high: float | None = Field(None, description='largest value')
-    choices: tuple[Scalar, ...] | None = Field(None, description='the values of a choice; null is one of them if you write it')
-    default: Scalar = Field(None, description='known good value; the preset has its own if this is left out')
+    low: float | None = Field(default=None, description='smallest value')
+    high: float | None = Field(default=None, description='largest value')
+    choices: tuple[Scalar, ...] | None = Field(default=None, description='the values of a choice; null is one of them if you write it')
+    default: Scalar = Field(default=None, description='known good value; the preset has its own if this is left out')
 
     @model_validator(mode='after')
     def _complete(self) -> Dimension:
@@ -102,15 +102,15 @@ def default_space(
     "Search space of a preset for which none is given"
     return {k: Dimension(**v) for k, v in (SMALL_SPACE if preset == 'small' else FULL_SPACE).items()}
 
-# %% ../../nbs/config/05_settings.ipynb #ad57363a
+# %% ../../nbs/config/05_settings.ipynb #9f04a7c2
 class Rungs(Strict):
     "When trials are compared, and how many are kept"
-    steps: tuple[int, ...] = Field((40, 120), description='steps at which trials are compared; the last rung is max_steps itself')
-    keep: tuple[int, ...] = Field((3, 2), description='trials kept at each of them')
-    cohort: int = Field(8, ge=2, description='trials that climb together; the next ones are proposed with knowledge of these')
-    min_diagonality: float = Field(0.25, ge=0, le=1, description='first rung: less is given up')
-    min_quality_ratio: float = Field(1 / 3, ge=0, le=1, description='first rung: a smaller share of the median quality is given up')
-    tie: float = Field(0.005, ge=0, le=1, description='scores this close are equal; alignment decides between them')
+    steps: tuple[int, ...] = Field(default=(40, 120), description='steps at which trials are compared; the last rung is max_steps itself')
+    keep: tuple[int, ...] = Field(default=(3, 2), description='trials kept at each of them')
+    cohort: int = Field(default=8, ge=2, description='trials that climb together; the next ones are proposed with knowledge of these')
+    min_diagonality: float = Field(default=0.25, ge=0, le=1, description='first rung: less is given up')
+    min_quality_ratio: float = Field(default=1 / 3, ge=0, le=1, description='first rung: a smaller share of the median quality is given up')
+    tie: float = Field(default=0.005, ge=0, le=1, description='scores this close are equal; alignment decides between them')
 
     @model_validator(mode='after')
     def _ordered(self) -> Rungs:
@@ -122,9 +122,9 @@ class Rungs(Strict):
 
 class Optimization(Strict):
     "How settings are proposed"
-    sampler: Literal['tpe', 'random'] = Field('tpe', description='tree-structured Parzen estimator, or chance')
-    n_startup_trials: int | None = Field(None, ge=0, description='trials drawn by chance first; 15, or 4 for the small preset')
-    consider_magic_clip: bool = Field(True, description='kernels no narrower than their neighbourhood; always on')
+    sampler: Literal['tpe', 'random'] = Field(default='tpe', description='tree-structured Parzen estimator, or chance')
+    n_startup_trials: int | None = Field(default=None, ge=0, description='trials drawn by chance first; 15, or 4 for the small preset')
+    consider_magic_clip: bool = Field(default=True, description='kernels no narrower than their neighbourhood; always on')
 
     @field_validator('consider_magic_clip')
     @classmethod
@@ -135,33 +135,33 @@ class Optimization(Strict):
 
 class Tracking(Strict):
     "Where results are recorded besides the run folder"
-    enabled: bool = Field(True, description='false keeps everything in the run folder only')
-    uri: str = Field('sqlite:///mlflow.db', description='MLflow tracking store, a file by default or http://localhost:5000')
-    experiment: str = Field('tacotron2_autotuning', description='MLflow experiment')
-    model_name: str = Field('tts_tuner', pattern=r'^[^/:]+$', description='name of the registered model')
+    enabled: bool = Field(default=True, description='false keeps everything in the run folder only')
+    uri: str = Field(default='sqlite:///mlflow.db', description='MLflow tracking store, a file by default or http://localhost:5000')
+    experiment: str = Field(default='tacotron2_autotuning', description='MLflow experiment')
+    model_name: str = Field(default='tts_tuner', pattern=r'^[^/:]+$', description='name of the registered model')
 
-# %% ../../nbs/config/05_settings.ipynb #20375c0d
+# %% ../../nbs/config/05_settings.ipynb #daa49a43
 class RunSettings(Strict):
     "Everything `tts-tune run` depends on"
-    study: str = Field('voice', pattern=r'^[\w][\w.-]*$', description='name; the study lives in RUNS/STUDY and is continued when it exists')
-    runs: str = Field('runs', description='folder of all studies')
-    corpus: str | None = Field(None, description='folder with metadata.csv and wavs; null makes the demonstration corpus')
-    data: str = Field('data', description='folder of the demonstration corpus and the feature cache')
-    preset: str = Field('small', description='base of the hyper-parameters')
+    study: str = Field(default='voice', pattern=r'^[\w][\w.-]*$', description='name; the study lives in RUNS/STUDY and is continued when it exists')
+    runs: str = Field(default='runs', description='folder of all studies')
+    corpus: str | None = Field(default=None, description='folder with metadata.csv and wavs; null makes the demonstration corpus')
+    data: str = Field(default='data', description='folder of the demonstration corpus and the feature cache')
+    preset: str = Field(default='small', description='base of the hyper-parameters')
     hparams: dict[str, Scalar] = Field(default_factory=dict, description='hyper-parameters fixed for every trial')
-    search_space: dict[str, Dimension] | None = Field(None, description="hyper-parameters that are searched; null takes the preset's own space")
-    recipe_first: bool = Field(True, description='the first trial is the preset itself, known to be good')
-    failure_example: bool = Field(True, description='one trial without guided attention shows what failure looks like')
-    trials: int = Field(6, ge=1, description='trials wanted')
-    max_trials: int = Field(100, ge=1, description='never more than these')
-    timeout: str = Field('24h', description='no new work after so long: 24h, 90m, 1h30m')
+    search_space: dict[str, Dimension] | None = Field(default=None, description="hyper-parameters that are searched; null takes the preset's own space")
+    recipe_first: bool = Field(default=True, description='the first trial is the preset itself, known to be good')
+    failure_example: bool = Field(default=True, description='one trial without guided attention shows what failure looks like')
+    trials: int = Field(default=6, ge=1, description='trials wanted')
+    max_trials: int = Field(default=100, ge=1, description='never more than these')
+    timeout: str = Field(default='24h', description='no new work after so long: 24h, 90m, 1h30m')
     rungs: Rungs = Rungs()
     optimization: Optimization = Optimization()
-    workers: int | Literal['auto'] = Field('auto', description='trials side by side; auto is one for each GPU, or else for each core')
-    restarts: int = Field(1, ge=0, description='times a trainer that died unexpectedly is started again')
-    seed: int = Field(42, ge=0, description='seed of proposals and of every trial')
+    workers: int | Literal['auto'] = Field(default='auto', description='trials side by side; auto is one for each GPU, or else for each core')
+    restarts: int = Field(default=1, ge=0, description='times a trainer that died unexpectedly is started again')
+    seed: int = Field(default=42, ge=0, description='seed of proposals and of every trial')
     tracking: Tracking = Tracking()
-    auto_deploy_best: bool = Field(False, description='the winner takes the alias champion when it is no worse than its holder')
+    auto_deploy_best: bool = Field(default=False, description='the winner takes the alias champion when it is no worse than its holder')
 
     @field_validator('timeout', mode='before')
     @classmethod
@@ -223,7 +223,7 @@ def _check_dimension(name: str, dim: Dimension, settings: RunSettings) -> None:
     if name in settings.hparams: raise UserError(f'{path}: "{name}" is fixed in hparams as well; keep it in one of the two.')
     for value in (dim.choices if dim.type == 'choice' else (dim.low, dim.high)) or ():
         if dim.type == 'int' and isinstance(value, float): value = int(value)
-        try: HParams(**{**PRESETS[settings.preset], **settings.hparams, name: value})
+        try: create_hparams(settings.preset, {**settings.hparams, name: value})
         except UserError as e: raise UserError(f'{path}: {e}') from None
 
 # %% ../../nbs/config/05_settings.ipynb #13a617a2
