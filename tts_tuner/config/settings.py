@@ -102,7 +102,7 @@ def default_space(
     "Search space of a preset for which none is given"
     return {k: Dimension(**v) for k, v in (SMALL_SPACE if preset == 'small' else FULL_SPACE).items()}
 
-# %% ../../nbs/config/05_settings.ipynb #9f04a7c2
+# %% ../../nbs/config/05_settings.ipynb #06424c17
 class Rungs(Strict):
     "When trials are compared, and how many are kept"
     steps: tuple[int, ...] = Field(default=(40, 120), description='steps at which trials are compared; the last rung is max_steps itself')
@@ -114,6 +114,7 @@ class Rungs(Strict):
 
     @model_validator(mode='after')
     def _ordered(self) -> Rungs:
+        if not self.steps: raise ValueError('there must be at least one rung before the last')
         if len(self.steps) != len(self.keep): raise ValueError('steps and keep need the same number of entries')
         if any(b <= a for a, b in zip((0, *self.steps), self.steps)): raise ValueError('steps must rise, from above 0')
         if any(k < 1 for k in self.keep): raise ValueError('each rung must keep at least one trial')
