@@ -8,6 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/config/hparams.html.md"""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -78,6 +79,7 @@ class _ModelHParams(_DataHParams):
     postnet_n_convolutions: int = hp(5, 'its convolutions', arch=True, low=2)
     postnet_dropout: float = hp(0.5, 'dropout after each of them', low=0, high=0.99)
     gate_threshold: float = hp(0.5, 'probability of the stop gate that ends speech', low=0.01, high=0.99)
+    mask_padding: bool = hp(True, 'keep convolutions from seeing padding in training; false as the public reference has it')
     max_decoder_steps: int = hp(1000, 'hard limit when speaking', 'decoder steps', low=1)
 
 
@@ -134,6 +136,7 @@ def hparam_fields() -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(HParams)}
 
 
+@functools.cache  # sixty annotations are evaluated once, not at every check
 def _hints() -> dict[str, Any]: return typing.get_type_hints(HParams)
 
 
