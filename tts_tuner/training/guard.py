@@ -95,6 +95,11 @@ class FiniteWatch:
         self._seen.append((step, loss.detach(), grad_norm.detach(), batch))
         return self.look() if len(self._seen) >= self.every else None
 
+    @property
+    def waiting(self) -> int:
+        "Steps seen since the last look"
+        return len(self._seen)
+
     def look(self) -> tuple[int, float, float, Any] | None:
         "Look now at everything seen since the last look"
         if not self._seen: return None
