@@ -90,7 +90,7 @@ def _verb(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable
         return function
     return register
 
-# %% ../nbs/90_cli.ipynb #83e73651
+# %% ../nbs/90_cli.ipynb #f8531f3a
 ConfigFile = Annotated[Path | None, typer.Option('--config', help='YAML file with settings of the study; `tts-tune config` prints one.')]
 CorpusFolder = Annotated[Path | None, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/. [a demonstration corpus is made]')]
 StudyName = Annotated[str | None, typer.Option('--study', help='Name of the study; one that exists is continued. [voice]')]
@@ -131,13 +131,14 @@ def run(
     settings = _settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
                          timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed)
     if settings.corpus is None: _demo(Path(settings.data) / 'demo')
-    from tts_tuner.live import StudyView, closing_words
+    from tts_tuner.facts import closing_words, read_study
+    from tts_tuner.live import LiveView
     from tts_tuner.report import make_report
     from tts_tuner.tuner.loop import run_study
 
-    with StudyView() as view: run_study(settings, view)
+    with LiveView() as view: run_study(settings, view)
     make_report(settings.folder)
-    print(closing_words(settings.folder))
+    print(closing_words(read_study(settings.folder)))
 
 
 @_verb('config', 'tts-tune config > study.yaml', 'tts-tune config --preset paper rungs.cohort=4')

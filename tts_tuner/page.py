@@ -13,7 +13,7 @@ from typing import Any
 # %% auto #0
 __all__ = ['STYLE', 'STYLE_PICTURES', 'SCRIPT', 'HEAD', 'LISTEN', 'BODY', 'TAIL', 'GLOSSARY', 'render']
 
-# %% ../nbs/80b_page.ipynb #f7616020
+# %% ../nbs/80b_page.ipynb #0c8e61a3
 STYLE = '''
 :root { --ink:#1c2731; --soft:#5d6b78; --page:#f6f7f5; --card:#fff; --line:#dde2e4; --main:#0e8c9b; --warm:#de6214; --good:#2c8a4b;
   --bad:#b8442c; --wash:#0e8c9b14 }
@@ -28,6 +28,7 @@ h2 { font-size:1.35rem; margin:2.6em 0 .3em; letter-spacing:-.01em } h2+p { marg
 .soft { color:var(--soft) } .small { font-size:.86rem } .eyebrow { color:var(--main); font-weight:600; letter-spacing:.04em }
 nav { display:flex; flex-wrap:wrap; gap:4px 18px; font-size:.9rem; margin-top:14px } nav a { text-decoration:none }
 .card { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:18px 20px; margin:14px 0 }
+.card>:last-child { margin-bottom:0 }
 .tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(225px,1fr)); gap:14px; margin:22px 0 }
 .tile { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:14px 16px 12px }
 .tile b { display:block; font-size:1.9rem; line-height:1.2; letter-spacing:-.02em; font-variant-numeric:tabular-nums }
