@@ -128,7 +128,7 @@ def choose_winner(
         out.append(Decision('stop', s.trial, s.step, f'{s.trial} does not win: {said}.', (_evidence(s, 'not the best', said, score=s.score),)))
     return out
 
-# %% ../../nbs/tuner/61_rungs.ipynb #a90f2d7b
+# %% ../../nbs/tuner/61_rungs.ipynb #7825a4df
 class OutOfTime(Exception):
     "Raised by `measure` when no further work may be done"
 
@@ -140,16 +140,17 @@ Record = Callable[[list[Decision], int], None]  # (decisions, rung)
 def cohorts(
     n: int,  # trials
     size: int,  # trials that climb together
-) -> list[list[str]]:  # names of trials; nobody climbs alone
-    "Groups of trials, in order"
-    names = [f't{i:03}' for i in range(n)]
-    groups = [names[i:i + size] for i in range(0, n, size)]
-    if len(groups) > 1 and len(groups[-1]) == 1: groups[-2:] = [groups[-2] + groups[-1]]
-    return groups
+    begun: Sequence[int] = (),  # sizes of the cohorts of an earlier start; they stay as they are
+) -> list[int]:  # size of each cohort, in order
+    "How trials are grouped; a last trial does not climb alone"
+    left = n - sum(begun)
+    more = [min(size, left - i) for i in range(0, max(left, 0), size)]
+    if len(more) > 1 and more[-1] == 1: more[-2:] = [more[-2] + 1]
+    return [*begun, *more]
 
 
 def climb(
-    n: int,  # trials
+    sizes: Sequence[int],  # of the cohorts
     rules: Rungs,
     max_steps: int,  # the last rung
     measure: Measure,  # brings trials to a step and says where they stand; may raise OutOfTime
@@ -159,8 +160,8 @@ def climb(
     "Run a study from first trial to winner"
     try:
         pool: list[Standing] = []
-        for group in cohorts(n, rules.cohort):
-            going = group
+        for k, size in enumerate(sizes):
+            going = [f't{i:03}' for i in range(sum(sizes[:k]), sum(sizes[:k]) + size)]
             for rung, step in enumerate(rules.steps):
                 if not going: break
                 stands = measure(going, step, rung)
