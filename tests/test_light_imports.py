@@ -11,10 +11,12 @@ import torch, numpy  # whatever these two bring along themselves is theirs
 
 ALLOWED = {'torch', 'numpy', 'tts_tuner', *sys.stdlib_module_names, *(name.partition('.')[0] for name in sys.modules)}
 
+TORCHS_OWN = {'torchgen', 'functorch', 'sympy', 'mpmath', 'opt_einsum', 'typing_extensions', 'triton'}  # which it may import late
+
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         top = name.partition('.')[0]
-        if top in ALLOWED or top in {'torchgen', 'functorch', 'sympy', 'mpmath', 'opt_einsum', 'typing_extensions', 'triton'}: return None  # torch's own, lazily
+        if top in ALLOWED or top in TORCHS_OWN: return None
         raise ImportError(f'{name} is not there on a bare machine')
 
 for name in ('mlflow', 'optuna', 'librosa', 'soundfile', 'omegaconf', 'pydantic', 'rich', 'matplotlib', 'tensorboard', 'scipy', 'typer'):

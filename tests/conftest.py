@@ -1,0 +1,13 @@
+"""What several test files need."""
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> Path:
+    "Folder of reference data: TTS_TUNER_DATA, or `shared/data` beside the repository; tests that need it are skipped without"
+    folder = Path(os.environ.get('TTS_TUNER_DATA') or Path(__file__).resolve().parents[2] / 'shared' / 'data')
+    if not folder.is_dir(): pytest.skip('no reference data here: set TTS_TUNER_DATA to the folder that holds it')
+    return folder
