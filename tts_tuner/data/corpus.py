@@ -30,7 +30,7 @@ __all__ = ['LAYOUT', 'FULL_SCALE', 'DATA_README', 'Clip', 'Rejected', 'Corpus', 
            'measure_sound', 'CorpusLimits', 'sound_problem', 'text_problem', 'read_timings', 'read_held_out',
            'find_sound', 'read_corpus', 'save_manifest', 'manifest_differences', 'make_data_folders']
 
-# %% ../../nbs/data/20_corpus.ipynb #09341239
+# %% ../../nbs/data/20_corpus.ipynb #956cdf68
 @dataclass(frozen=True)
 class Clip:
     "One recorded sentence"
@@ -75,7 +75,8 @@ class Corpus:
     def summary(self) -> str:
         "The corpus in one line"
         aside = f'{len(self.rejected)} set aside' if self.rejected else 'none set aside'
-        return f'{len(self)} clips, {self.seconds / 60:.1f} minutes, {aside}, digest {self.digest[:12]}'
+        length = f'{self.seconds / 60:.1f} minutes' if self.seconds >= 120 else f'{self.seconds:.0f} seconds'
+        return f'{len(self)} clips, {length}, {aside}, digest {self.digest[:12]}'
 
 # %% ../../nbs/data/20_corpus.ipynb #0f9aef0d
 def corpus_digest(
@@ -199,10 +200,11 @@ def text_problem(
     except UnknownSymbols as e: return f'its text has symbols outside the {hp.language} table: {" ".join(map(repr, e.symbols))}'
     return None
 
-# %% ../../nbs/data/20_corpus.ipynb #536ddc5e
+# %% ../../nbs/data/20_corpus.ipynb #381e3bdd
 def _timing_problem(entry: Any) -> str | None:
     "Why one clip's timings cannot be used"
     if not isinstance(entry, Mapping) or not isinstance(entry.get('seconds'), (int, float)): return 'there are no "seconds"'
+    if not isinstance(entry.get('end', 0), (int, float)): return '"end" is not a number of seconds'
     for name, width in (('phones', 2), ('words', 3)):
         rows = entry.get(name, [])
         if not isinstance(rows, list) or any(not isinstance(r, list) or len(r) != width or not isinstance(r[-1], (int, float)) for r in rows):
