@@ -69,7 +69,8 @@ def main() -> None:
         print(f'{"clip":24s} {"s":>5s} {"PESQ":>5s} {"STOI":>6s} {"RTF":>6s} {"level":>8s} {"peak (was)":>13s}')
         for path in files:
             try: r = measure(path, hp, args.iterations, args.power)
-            except ImportError as e: raise UserError(f"The package {e.name} is missing: pip install 'tts_tuner[quality]' (pesq needs a C compiler).") from None
+            except ImportError as e:
+                raise UserError(f"The package {e.name} is missing: pip install 'tts_tuner[quality]' (pesq needs a C compiler).") from None
             rows.append(r)
             print(f'{path.stem:24s} {r["seconds"]:5.1f} {r["pesq"]:5.2f} {r["stoi"]:6.3f} {r["rtf"]:6.3f} {r["level"]:+6.2f}dB '
                   f'{r["peak"]:6.2f} ({r["original_peak"]:.2f})', flush=True)
@@ -79,7 +80,8 @@ def main() -> None:
     mean = {k: float(np.mean([r[k] for r in rows])) for k in ('pesq', 'stoi', 'level')}
     length = sum(r['seconds'] for r in rows)
     rtf = sum(r['rtf'] * r['seconds'] for r in rows) / length
-    print(f'mean of {len(rows)} clips, {length:.0f} s: PESQ-wb {mean["pesq"]:.2f} (worst {min(r["pesq"] for r in rows):.2f}), STOI {mean["stoi"]:.3f}, '
+    worst = min(r['pesq'] for r in rows)
+    print(f'mean of {len(rows)} clips, {length:.0f} s: PESQ-wb {mean["pesq"]:.2f} (worst {worst:.2f}), STOI {mean["stoi"]:.3f}, '
           f'real-time factor {rtf:.3f} on one thread, level {mean["level"]:+.2f} dB')
 
 

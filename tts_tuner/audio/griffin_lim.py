@@ -20,7 +20,34 @@ from ..config.hparams import HParams
 # %% auto #0
 __all__ = ['griffin_lim', 'vocode', 'Vocoder']
 
-# %% ../../nbs/audio/16_griffin_lim.ipynb #91b415ba
+# %% ../../nbs/audio/16_griffin_lim.ipynb #74c9b753
+class _Frames:
+    "Sound to windowed spectra and back, for a fixed number of frames"
+
+    def __init__(self, hp: HParams, n_frames: int, device: torch.device):
+        self.n_fft, self.hop, self.n_frames = hp.n_fft, hp.hop_length, n_frames
+        self.hops = -(-hp.n_fft // hp.hop_length)  # hops that a frame reaches over
+        before = (hp.n_fft - hp.win_length) // 2
+        self.window = torch.nn.functional.pad(torch.hann_window(hp.win_length, device=device), (before, hp.n_fft - hp.win_length - before))
+        weight = self._overlap_add(self.window.square().expand(n_frames, -1))
+        self.weight = weight.clamp_min(1e-3 * float(weight.max()))
+
+    def _overlap_add(self, frames: Tensor) -> Tensor:
+        "Sum of frames [frames, n_fft] at their places"
+        blocks = torch.nn.functional.pad(frames, (0, self.hops * self.hop - self.n_fft)).view(self.n_frames, self.hops, self.hop)
+        out = frames.new_zeros(self.n_frames + self.hops - 1, self.hop)
+        for k in range(self.hops): out[k:k + self.n_frames] += blocks[:, k]
+        return out.view(-1)
+
+    def sound(self, spectra: Tensor) -> Tensor:
+        "The sound [samples with margins] nearest to `spectra` [frames, n_fft // 2 + 1]"
+        return self._overlap_add(torch.fft.irfft(spectra, self.n_fft) * self.window) / self.weight
+
+    def spectra(self, x: Tensor) -> Tensor:
+        "Spectra [frames, n_fft // 2 + 1] of a sound with margins"
+        return torch.fft.rfft(x.unfold(0, self.n_fft, self.hop)[:self.n_frames] * self.window)
+
+# %% ../../nbs/audio/16_griffin_lim.ipynb #7f86f3cb
 def griffin_lim(
     magnitude: np.ndarray | Tensor,  # linear magnitudes [n_fft // 2 + 1, frames]
     hp: HParams,  # n_fft, hop_length, win_length
@@ -29,23 +56,19 @@ def griffin_lim(
     seed: int = 0,  # of the first phases
 ) -> Tensor:  # float32 [samples], (frames - 1) * hop_length of them, and one hop at least for a frame
     "A sound whose magnitudes come near `magnitude`"
-    S = torch.as_tensor(magnitude, dtype=torch.float32)
-    n_bins, n_frames = S.shape
-    if not n_frames: return S.new_zeros(0)
-    n_samples = max(1, n_frames - 1) * hp.hop_length
-    least = hp.n_fft // hp.hop_length + 2  # frames that a reflected end needs
-    if n_frames < least: S = torch.nn.functional.pad(S, (0, least - n_frames))
-    window = torch.hann_window(hp.win_length, device=S.device)
-    n_fft, hop, win = hp.n_fft, hp.hop_length, hp.win_length
+    S = torch.as_tensor(magnitude, dtype=torch.float32).T.contiguous()
+    if not len(S): return S.new_zeros(0)
+    frames = _Frames(hp, len(S), S.device)
     phase = 2 * math.pi * torch.rand(S.shape, generator=torch.Generator().manual_seed(seed)).to(S.device)
     c = torch.polar(S, phase)
     before = torch.zeros_like(c)
     for _ in range(n_iter):
-        x = torch.istft(c, n_fft, hop, win, window)
-        t = torch.stft(x, n_fft, hop, win, window, pad_mode='reflect', return_complex=True)
-        ahead = t + momentum * (t - before)
-        c, before = ahead * (S / ahead.abs().clamp_min(1e-12)), t
-    return torch.istft(c, n_fft, hop, win, window)[:n_samples]
+        t = frames.spectra(frames.sound(c))
+        ahead = torch.sub((1 + momentum) * t, before, alpha=momentum)
+        size = (ahead.real.square() + ahead.imag.square()).clamp_min(1e-24).sqrt()
+        c, before = ahead * (S / size), t
+    start = hp.n_fft // 2
+    return frames.sound(c)[start:start + max(1, len(S) - 1) * hp.hop_length]
 
 # %% ../../nbs/audio/16_griffin_lim.ipynb #6a3d367e
 def vocode(
