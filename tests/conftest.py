@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers import make_tiny_corpus
 
 
 @pytest.fixture(scope='session')
@@ -11,3 +12,9 @@ def shared_data() -> Path:
     folder = Path(os.environ.get('TTS_TUNER_DATA') or Path(__file__).resolve().parents[2] / 'shared' / 'data')
     if not folder.is_dir(): pytest.skip('no reference data here: set TTS_TUNER_DATA to the folder that holds it')
     return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_corpus(tmp_path_factory) -> Path:
+    "24 short clips of beeps in the LJSpeech layout; tests that change it make their own with `helpers.make_tiny_corpus`"
+    return make_tiny_corpus(tmp_path_factory.mktemp('tiny') / 'corpus')
