@@ -168,7 +168,7 @@ class Fleet:
         except KeyboardInterrupt:  # somebody is in a hurry
             for p in left: p.signal(signal.SIGKILL)
 
-# %% ../../nbs/tuner/65_loop.ipynb #e322da75
+# %% ../../nbs/tuner/65_loop.ipynb #262bfde8
 @dataclass(frozen=True)
 class Data:
     "What the trainers are given"
@@ -203,7 +203,7 @@ def keep_facts(
 ) -> list[int]:  # sizes of the cohorts
     "Write study.json: data and cohorts of this study; UserError when it was begun with other data"
     path = settings.folder / 'study.json'
-    known = json.loads(path.read_text()) if path.exists() else dict(digest=data.digest, cohorts=[])
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(digest=data.digest, cohorts=[])
     if known['digest'] != data.digest:
         raise UserError(f'The corpus in {data.corpus} has changed since this study was begun; give another --study name for the new data.')
     sizes = cohorts(settings.n_trials, settings.rungs.cohort, known['cohorts'])

@@ -1,0 +1,82 @@
+"""A stand-in for `tts-tune train` that keeps its contract and learns nothing: status, metrics, checkpoints, pause, resume, signals.
+
+Run as `python fake_trainer.py --run-dir DIR --hparams ... [--until N] [--resume]`. Behaviour on demand, by environment:
+FAKE_PACE seconds a step; FAKE_CRASH "t002@25": kill oneself once at that step; FAKE_NAN "t003@30": end as failed there;
+FAKE_DEAF "1": do not answer SIGINT and SIGTERM."""
+import argparse
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    temp = path.with_name(f'.{path.name}.{os.getpid()}')
+    temp.write_text(text)
+    os.replace(temp, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for name in ('--run-dir', '--hparams', '--corpus', '--preset', '--tracking', '--cache-dir'): parser.add_argument(name, default='')
+    parser.add_argument('--until', type=int)
+    parser.add_argument('--resume', action='store_true')
+    a = parser.parse_args()
+    h = dict(word.split('=') for word in a.hparams.split(',') if word)
+    folder, end = pathlib.Path(a.run_dir), int(h.get('max_steps', 1000))
+    trial, until = folder.parent.name, a.until or end
+    pace = float(os.environ.get('FAKE_PACE', 0))
+    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN')}
+    (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
+    log, last, marker = folder / 'metrics.jsonl', folder / 'checkpoints' / 'last.pt', folder / 'crashed'
+
+    def status(state: str, step: int, reason: str = '') -> None:
+        write(folder / 'status.json', json.dumps(dict(state=state, step=step, reason=reason, pid=os.getpid(), time=time.time())))
+
+    def checkpoint(step: int) -> None: write(last, str(step))
+
+    stop: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda n, _: None if os.environ.get('FAKE_DEAF') else stop.append(n))
+    start = 0
+    if a.resume:
+        start = int(last.read_text())
+        kept = [line for line in log.read_text().splitlines() if line.endswith('}') and json.loads(line)['step'] <= start]
+        write(log, ''.join(f'{line}\n' for line in kept))
+    with open(folder / 'starts', 'a') as f: f.write(f'{start}\n')
+    rate = (float(h.get('learning_rate', 1e-2)) / 1e-2) ** 0.5 / 40
+    if float(h.get('guided_attention_weight', 5)) == 0: rate = 1e-4
+    best = -1.0
+    status('running', start)
+    with open(log, 'a', buffering=1) as f:
+        for step in range(start + 1, until + 1):
+            if pace: time.sleep(pace)
+            row = dict(step=step, time=time.time(), train_loss=3 / step)
+            if step % 20 == 0 or step == until:
+                level = 1 - math.exp(-rate * step)
+                row |= dict(alignment_score=level, attention_focus=level, attention_monotonicity=level, attention_coverage=level,
+                            success=level, distance_ratio=1 - 0.6 * level, score=0.6 * level**2)
+            f.write(json.dumps(row) + '\n')
+            if 'score' in row:
+                checkpoint(step)
+                status('running', step)
+                if row['score'] > best: write(folder / 'checkpoints' / 'best.pt', f'{trial} {step}')
+                best = max(best, row['score'])
+            if fate['CRASH'] == (trial, str(step)) and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fate['NAN'] == (trial, str(step)):
+                status('failed', step, f'NaN in the loss at step {step}')
+                return 1
+            if stop:
+                checkpoint(step)
+                status('stopped', step)
+                return 0
+    checkpoint(until)
+    status('finished' if until >= end else 'paused', until)
+    return 0
+
+
+if __name__ == '__main__': sys.exit(main())
