@@ -71,7 +71,7 @@ def griffin_lim(
     start = hp.n_fft // 2
     return frames.sound(c)[start:start + max(1, len(S) - 1) * hp.hop_length]
 
-# %% ../../nbs/audio/16_griffin_lim.ipynb #1b98d2e5
+# %% ../../nbs/audio/16_griffin_lim.ipynb #726ba922
 def vocode(
     logmel: np.ndarray | Tensor,  # [frames, n_mels], natural logarithm, not standardised
     hp: HParams,  # the settings of the analysis
@@ -81,7 +81,8 @@ def vocode(
     "Sound of a log-mel spectrogram"
     L = torch.as_tensor(logmel, dtype=torch.float32)
     if not len(L): return np.zeros(0, np.float32)
-    if torch.isnan(L).any(): raise TTSTunerError('The spectrogram holds NaN, so there is no sound to make of it; go back to an earlier checkpoint.')
+    if torch.isnan(L).any():
+        raise TTSTunerError('The spectrogram holds NaN, so there is no sound to make of it; go back to an earlier checkpoint.')
     X = mel_to_linear(L.clamp_max(math.log(hp.n_fft / 2)), hp)
     loudest = X.max()
     sharp = loudest * (X / loudest) ** power
