@@ -23,7 +23,7 @@ from ..config.files import write_atomic
 __all__ = ['QUESTIONS', 'MIN_SECONDS', 'MAX_SECONDS', 'RATE', 'LETTERS', 'prose', 'combinations', 'demo_sentences',
            'make_demo_corpus', 'make_tone_corpus']
 
-# %% ../../nbs/data/21_demo.ipynb #caf9ba30
+# %% ../../nbs/data/21_demo.ipynb #6fb710eb
 _PROSE_OUT = """
 The tide turns twice a day / Salt dries white on the harbour wall / A gull stole my sandwich / We rowed until our arms ached
 Fog hides the far shore / The lighthouse blinks every nine seconds / Waves drag pebbles down the beach / Old nets hang between the masts
@@ -47,6 +47,7 @@ The shepherd whistled twice / Bats hunt by echo / Frogs croak after heavy rain /
 Ants carry ten times their weight
 """
 
+# %% ../../nbs/data/21_demo.ipynb #0d2079d0
 _PROSE_HOME = """
 Knead the dough for ten minutes / Let it rise under a damp cloth / The crust should sound hollow / Butter melts into every corner
 Yeast is older than writing / A pinch of salt wakes the flavour / Slice the onions thinly / Soup tastes better the next day
@@ -69,6 +70,7 @@ A stranger returned my wallet / Children invent the strictest rules / The barber
 Two sisters run the bakery / The dentist hummed a waltz / Everyone calls the plumber Captain
 """
 
+# %% ../../nbs/data/21_demo.ipynb #9d95b3ac
 _PROSE_MIND = """
 The violin was made from maple / Count the rests as carefully as the notes / The choir breathed together / A drum speaks before words
 She tuned the harp by ear / Minor chords are not always sad / The trumpet section came in early / He plays cello in the underpass
@@ -95,6 +97,7 @@ Teachers learn twice / He forgot the capital of Peru / Our exam begins at nine s
 The library opens after lunch / Whisper near the reading desks
 """
 
+# %% ../../nbs/data/21_demo.ipynb #5c1fa26d
 _PROSE_TOWN = """
 The market closes at sunset / Ripe peaches bruise easily / How much are the cherries / The fishmonger winked / Bring your own basket
 A beggar played the flute / Pigeons own the square / The fountain is dry again / Trucks deliver before daybreak

@@ -102,7 +102,7 @@ def collate(
     gate = (torch.arange(T // r)[None, :] >= last_step[:, None]).float()
     return Batch(text, text_lengths, mel, mel_lengths, gate, [x['id'] for x in items])
 
-# %% ../../nbs/data/23_loader.ipynb #2bbc0f30
+# %% ../../nbs/data/23_loader.ipynb #22ab56b3
 def plan_epoch(
     lengths: Sequence[int],  # frames of each clip
     batch_size: int,  # clips
@@ -123,7 +123,7 @@ def plan_epoch(
     rng.shuffle(batches)
     return batches
 
-
+# %% ../../nbs/data/23_loader.ipynb #060b879d
 class BatchStream:
     "Endless batches of a dataset whose position can be saved and restored"
 
