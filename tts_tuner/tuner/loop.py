@@ -182,7 +182,7 @@ def prepare_data(
     say: Callable[[str], None],
 ) -> Data:
     "Read and check the corpus, make the feature cache; the demonstration corpus is made when none is given"
-    from tts_tuner.data.corpus import read_corpus
+    from tts_tuner.data.corpus import read_corpus, save_manifest
     from tts_tuner.data.features import build_features
     root = settings.corpus
     if root is None:
@@ -191,6 +191,9 @@ def prepare_data(
     hp, cache = settings.base_hparams(), Path(settings.data) / 'cache'
     corpus = read_corpus(root, hp)
     features = build_features(corpus, hp, cache)
+    usable = set(features.ids)
+    used = replace(corpus, clips=tuple(c for c in corpus.clips if c.id in usable), rejected=features.rejected)
+    save_manifest(used, settings.folder / 'manifest.json')
     n = len(features.rejected)
     aside = f', {n} set aside ({features.rejected[0].id}: {features.rejected[0].reason}{", ..." if n > 1 else ""})' if n else ''
     say(f'{len(features.ids)} clips of {root} are ready{aside}.')
@@ -210,7 +213,7 @@ def keep_facts(
     write_atomic(path, json.dumps(dict(corpus=data.corpus, digest=data.digest, cohorts=sizes)))
     return sizes
 
-# %% ../../nbs/tuner/65_loop.ipynb #75eb2422
+# %% ../../nbs/tuner/65_loop.ipynb #7d5ad390
 class Study:
     "A study at work: folder, engine, decisions, trainers, tracker, view"
 
@@ -250,8 +253,17 @@ class Study:
         try: endings = self.fleet.run(jobs, step)
         finally: self._forward(able)
         lost |= {n: e.reason for n, e in endings.items() if e.verdict != 'done'}
+        self._doubt(lost)
         if until is not None: return [standing_at(n, self.readers[n], step, lost.get(n, '')) for n in names]
         return [Standing(n, self.readers[n].step, failure=lost[n]) if n in lost else best_standing(n, self.readers[n]) for n in names]
+
+    def _doubt(self, lost: dict[str, str]) -> None:
+        "A failure that is nobody's fault among the trials is not held against them: TTSTunerError, and nothing is recorded"
+        full = next((why for why in lost.values() if 'No space left' in why or 'disk is full' in why), '')
+        if full: raise TTSTunerError(f'{full} Then give the same command again; it goes on from here.')
+        if len(lost) == len(self.trials) and not any(r.step for r in self.readers.values()):
+            why = next(iter(lost.values())).rstrip('.')
+            raise TTSTunerError(f'No trial of study "{self.settings.study}" could be trained: {why}. Each trial\'s train.log says more.')
 
     def _forward(self, names: Sequence[str]) -> None:
         "Send what is new to the tracker"
@@ -325,7 +337,7 @@ def _row(study: Study, t: Trial, working: bool) -> TrialRow:
     return TrialRow(t.name, t.role, describe(study.settings, t.overrides), state, min(passed, len(study.settings.rungs.steps)),
                     len(study.settings.rungs.steps) + 1, reader.step, goal, seconds_left=left, **last_numbers(reader))
 
-# %% ../../nbs/tuner/65_loop.ipynb #bbc5605c
+# %% ../../nbs/tuner/65_loop.ipynb #39958749
 @dataclass(frozen=True)
 class StudyResult:
     "What a study hands over"
@@ -367,7 +379,7 @@ def run_study(
                 status = 'FINISHED' if final else 'FAILED'
                 if final is None:
                     why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
-                    raise TTSTunerError(f'No trial of study "{settings.study}" could be trained: {why}. Each trial\'s train.log says more.')
+                    raise TTSTunerError(f'Study "{settings.study}" has no winner: {why.rstrip(".")}. Each trial\'s train.log says more.')
                 model = _hand_over(study, final)
             finally: study.tracker.close(status)
     best = best_standing(final.subject, study.readers[final.subject])
