@@ -161,8 +161,18 @@ def test_nan_is_recorded_and_not_promoted(tmp_path, monkeypatch, where):
 
 def test_nothing_can_be_trained(tmp_path):
     settings = make(tmp_path, trials=2)
-    with pytest.raises(TTSTunerError, match='No trial of study "s" could be trained: .*learning_rat'):
-        go(settings, trainer=(sys.executable, '-c', 'import sys; print("There is no learning_rat."); sys.exit(2)'))
+    with pytest.raises(TTSTunerError, match='could be trained: .*learning_rat'):
+        go(settings, trainer=(sys.executable, '-c', 'import sys; print("There is no learning_rat.", file=sys.stderr); sys.exit(2)'))
+    assert go(settings).winner, 'such a failure is not held against the trials'
+
+
+def test_full_disk_is_not_held_against_a_trial(tmp_path):
+    program = tmp_path / 'full.py'
+    program.write_text("import runpy, sys\nif '/t002/' in ' '.join(sys.argv): print('No space left to write last.pt; nothing was lost.', file=sys.stderr); "
+                       f"sys.exit(2)\nrunpy.run_path({FAKE[1]!r}, run_name='__main__')")
+    settings = make(tmp_path, trials=3)
+    with pytest.raises(TTSTunerError, match='No space left.*goes on from here'): go(settings, trainer=(sys.executable, str(program)))
+    assert not timeless(settings.folder) and go(settings).winner
 
 
 def test_time_runs_out_and_more_is_given(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from .rungs import Standing
 
 # %% auto #0
-__all__ = ['MetricsReader', 'read_status', 'checkpoint_of', 'standing_at', 'best_standing', 'TrialRow', 'StudyView', 'PlainView',
-           'last_numbers']
+__all__ = ['MetricsReader', 'read_status', 'checkpoint_of', 'has_checkpoint', 'standing_at', 'best_standing', 'TrialRow',
+           'StudyView', 'PlainView', 'last_numbers']
 
 # %% ../../nbs/tuner/62b_trials.ipynb #1f54e3d9
 class MetricsReader:
@@ -74,7 +74,7 @@ class MetricsReader:
         gaps = sorted(b - a for a, b in zip(times, times[1:]) if b > a)
         return gaps[len(gaps) // 2] if gaps else None
 
-# %% ../../nbs/tuner/62b_trials.ipynb #a898b24e
+# %% ../../nbs/tuner/62b_trials.ipynb #f1821f94
 def read_status(
     run_dir: str | Path,  # runs/STUDY/t003/g001
 ) -> dict[str, Any]:  # state, step, reason, pid, time; empty when there is none
@@ -88,6 +88,11 @@ def checkpoint_of(run_dir: str | Path, which: str = 'last') -> Path | None:
     "Path of last.pt or best.pt, or None"
     path = Path(run_dir) / 'checkpoints' / f'{which}.pt'
     return path if path.exists() else None
+
+
+def has_checkpoint(run_dir: str | Path) -> bool:
+    "Is there anything to resume from, even half of what a killed trainer was about to save?"
+    return any((Path(run_dir) / 'checkpoints').glob('*.pt'))
 
 
 def standing_at(
