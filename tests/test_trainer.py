@@ -75,6 +75,7 @@ from tts_tuner.data.loader import BatchStream
 from tts_tuner.training.trainer import run_training
 slow = BatchStream.__next__
 def wait(self):
+    open({marker!r}, 'w').close()
     time.sleep({pause})
     return slow(self)
 BatchStream.__next__ = wait
@@ -84,7 +85,7 @@ print(json.dumps(run_training({corpus!r}, {run!r}, create_hparams('small', {hp!r
 
 
 def child(tiny, run_dir, pause=0.05, options=(), **more):
-    code = CHILD.format(here=str(HERE), corpus=str(tiny[0]), run=str(run_dir), cache=str(tiny[1]), pause=pause, options=dict(options),
+    code = CHILD.format(here=str(HERE), corpus=str(tiny[0]), run=str(run_dir), cache=str(tiny[1]), pause=pause, marker=str(run_dir.parent / 'stepping'), options=dict(options),
                         hp=format_overrides({**TINY, **more}))
     return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -168,9 +169,8 @@ def test_signal_ends_cleanly(tiny, tmp_path, number):
 
 def test_second_signal_ends_at_once(tiny, tmp_path):
     run_dir = tmp_path / 'run'
-    process = child(tiny, run_dir, pause=5.0, max_steps=500)
-    wait_for(process, lambda: (run_dir / 'metadata.json').exists())
-    time.sleep(1.5)
+    process = child(tiny, run_dir, pause=8.0, max_steps=500)
+    wait_for(process, (tmp_path / 'stepping').exists)
     process.send_signal(signal.SIGTERM)
     time.sleep(1.3)
     assert process.poll() is None, 'the first signal waits for the step'

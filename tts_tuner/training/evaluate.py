@@ -228,11 +228,13 @@ def draw_attention(
     "Attention of each sentence: teacher-forced, free running, true"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 2.6 * len(sentences)), layout='constrained')
+    rows = len(sentences)
+    fig = Figure(figsize=(9, 2.6 * rows))
     FigureCanvasAgg(fig)
-    axes = fig.subplots(len(sentences), 3, squeeze=False)
+    axes = fig.subplots(rows, 3, squeeze=False)
+    fig.subplots_adjust(0.07, 0.17 / rows, 0.99, 1 - 0.1 / rows, wspace=0.08, hspace=0.4)  # fixed: a layout engine would draw everything twice
     for row, s in zip(axes, sentences):
-        verdict = 'spoken' if s.ok else ', '.join(s.reasons)
+        verdict = 'spoken' if s.ok else s.reasons[0]
         for ax, name, a in zip(row, ('teacher-forced', f'free running: {verdict}', 'true times'), (s.teacher, s.free, s.true)):
             ax.set_title(name, fontsize=8)
             if a is None:
@@ -241,7 +243,8 @@ def draw_attention(
                 continue
             box = (0, len(a) * seconds_per_step, -0.5, a.shape[1] - 0.5)
             ax.imshow(a.T, origin='lower', aspect='auto', interpolation='nearest', vmin=0, vmax=1, extent=box)
-            if len(s.tokens) <= 60: ax.set_yticks(range(len(s.tokens)), [t if t != ' ' else '_' for t in s.tokens], fontsize=4)
+            labelled = ax is row[0] and len(s.tokens) <= 60
+            ax.set_yticks(range(len(s.tokens)) if labelled else [], [t if t != ' ' else '_' for t in s.tokens] if labelled else [], fontsize=4)
             ax.tick_params(axis='x', labelsize=6)
             ax.set_xlabel('seconds', fontsize=7)
         row[0].set_ylabel(s.text if len(s.text) < 40 else s.text[:37] + '...', fontsize=6)

@@ -35,9 +35,11 @@ class NonFiniteReport:
 
     def words(self) -> str:
         "One sentence for people"
-        start = f'The {self.what} of step {self.step + 1} is not finite (loss {self.loss:g}, gradient norm {self.grad_norm:g})'
+        numbers = f'loss {self.loss:g}, gradient norm {self.grad_norm:g}'
         if self.weights:
-            return f'{start}: the weights themselves are broken, first {self.weights[0]}; no clip is to blame, resume with a smaller learning rate.'
+            return (f'The weights are not finite before step {self.step + 1} ({numbers}), first {self.weights[0]}; no clip is to blame. '
+                    'Resume with a smaller learning rate.')
+        start = f'The {self.what} of step {self.step + 1} is not finite ({numbers})'
         if self.blamed:
             names = ', '.join(f'{i} ({w})' for i, w in zip(self.blamed, self.why))
             return f'{start}. To blame: {names}. Mend or remove {"it" if len(self.blamed) == 1 else "them"} and resume.'
