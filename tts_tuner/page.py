@@ -51,7 +51,7 @@ nav { display:flex; flex-wrap:wrap; gap:4px 18px; font-size:.9rem; margin-top:14
 .snd.main figcaption { color:var(--main); font-weight:600 } .snd.main button { border-color:var(--main) }
 '''
 
-# %% ../nbs/80b_page.ipynb #6879b4f4
+# %% ../nbs/80b_page.ipynb #592ab683
 STYLE_PICTURES = '''
 .maps { display:grid; grid-template-columns:repeat(auto-fit,minmax(270px,1fr)); gap:14px }
 .strip { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:10px }
@@ -71,7 +71,7 @@ svg .c.hot circle { fill:var(--warm); opacity:1 }
 table { border-collapse:collapse; width:100%; font-size:.88rem; font-variant-numeric:tabular-nums } .wide { overflow-x:auto }
 th { text-align:left; font-weight:600; color:var(--soft); white-space:nowrap }
 th,td { padding:6px 12px 6px 0; border-bottom:1px solid var(--line); vertical-align:top } td.n,th.n { text-align:right }
-tr.win td { font-weight:600 } tr[data-t]:hover { background:var(--wash) }
+tr.win td { font-weight:600 } td.end { font-weight:400; min-width:16em } tr[data-t]:hover { background:var(--wash) }
 .tag { font-size:.76rem; font-weight:600; padding:1px 8px; border-radius:9px; background:var(--wash); color:var(--soft);
   white-space:nowrap } .tag.final,.tag.promote { color:var(--good) } .tag.stop,.tag.prune,.tag.alert,.tag.rollback { color:var(--bad) }
 .bar { display:grid; grid-template-columns:17em 1fr 3.5em; gap:12px; align-items:center; font-size:.88rem; margin:5px 0 }
@@ -109,7 +109,7 @@ for (const row of document.querySelectorAll('[data-t]')) {
 }
 '''
 
-# %% ../nbs/80b_page.ipynb #a8fc61bc
+# %% ../nbs/80b_page.ipynb #7121ee89
 HEAD = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
   <title>{{ study }}: a voice by tts_tuner</title>
@@ -117,8 +117,7 @@ HEAD = '''<!DOCTYPE html>
   button::after{display:none}</style></noscript></head><body><main>
 {% macro sound(s, main=False) %}<figure class="snd{{ ' main' if main }}"><button aria-label="play: {{ s.name }}">
   <img src="{{ s.picture }}" alt=""><i></i></button>
-<audio controls preload="none" src="{{ s.audio }}"></audio><figcaption>{{ s.name }}, {{ '%.1f'|format(s.seconds) }}
-  s</figcaption></figure>{% endmacro %}
+<audio controls preload="none" src="{{ s.audio }}"></audio><figcaption>{{ s.name }} ({{ '%.1f'|format(s.seconds) }} s)</figcaption></figure>{% endmacro %}
 <div class="eyebrow">Study {{ study }}</div><h1>{{ title }}</h1><p>{{ lead }}</p>
 <nav>{% if samples %}<a href="#listen">Listen</a>{% endif %}{% if maps %}<a href="#attention">Attention</a>{% endif %}
   <a href="#done">What was done</a>
@@ -150,7 +149,7 @@ Teacher-forced, the model hears the real recording up to each moment; free-runni
 <p class="small soft">{{ strip_words }}</p></div>{% endif %}
 '''
 
-# %% ../nbs/80b_page.ipynb #1a029ae3
+# %% ../nbs/80b_page.ipynb #c2f4d2c8
 BODY = '''
 <h2 id="done">What was done</h2>
 {% for p in story %}<p>{{ p }}</p>{% endfor %}
@@ -167,15 +166,15 @@ BODY = '''
 <th class="n">Score</th><th>How it ended</th></tr>
 {% for t in trials %}<tr data-t="{{ t.name }}"{% if t.won %} class="win"{% endif %}><td>{{ t.name }}</td><td>{{ t.apart }}</td>
   <td class="n">{{ t.step }}</td><td class="n">{{ t.diagonality }}</td>
-<td class="n">{{ t.success }}</td><td class="n">{{ t.distance }}</td><td class="n">{{ t.score }}</td><td>{{ t.end }}</td></tr>
+<td class="n">{{ t.success }}</td><td class="n">{{ t.distance }}</td><td class="n">{{ t.score }}</td><td class="end">{{ t.end }}</td></tr>
   {% endfor %}</table></div>
 <h2 id="settings">Which setting mattered</h2>
 <p>{{ importance_words }}</p>
 {% if importance %}<div class="card">{% for name, share in importance %}<div class="bar"><code>{{ name }}</code><div>
   <i style="width:{{ (100 * share)|round(1) }}%"></i></div>
 <span>{{ (100 * share)|round|int }} %</span></div>{% endfor %}</div>{% endif %}
-{% if winner_settings %}<details class="card"{% if not importance %} open{% endif %}><summary>Settings of the winner that differ from
-  the preset's base</summary>
+{% if winner_settings %}<details class="card"><summary>Settings of the winner that differ from the
+  program's defaults</summary>
 <div class="wide"><table><tr><th>Hyper-parameter</th><th>Value</th><th>Meaning</th></tr>
 {% for name, value, meaning in winner_settings %}<tr><td><code>{{ name }}</code></td><td>{{ value }}</td><td>{{ meaning }}</td></tr>
   {% endfor %}</table></div></details>{% endif %}

@@ -79,7 +79,7 @@ def _corner_to_corner(blocks: Sequence[np.ndarray]) -> np.ndarray:
         row, column = row + b.shape[0], column + b.shape[1]
     return out
 
-# %% ../../nbs/serve/70_synthesizer.ipynb #8f4954f4
+# %% ../../nbs/serve/70_synthesizer.ipynb #b47deafb
 _NEEDED = ('model', 'hparams', 'symbols')
 
 
@@ -90,7 +90,7 @@ def _built(state: dict[str, Any], path: Path) -> tuple[Tacotron2, HParams, Symbo
     hp, table = from_dict(state['hparams']), SymbolTable.from_dict(state['symbols'])
     model = Tacotron2(hp)
     own, given = model.state_dict(), state['model']
-    for name in own.keys() | given.keys():
+    for name in sorted(own.keys() | given.keys()):
         shapes = [tuple(d[name].shape) if name in d else 'absent' for d in (given, own)]
         if shapes[0] != shapes[1]:
             raise UserError(f'{path} holds another architecture than its settings say: {name} is {shapes[0]} there and {shapes[1]} here.')

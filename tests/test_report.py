@@ -1,0 +1,159 @@
+"The report: one file that opens anywhere, whatever state the study is in"
+import base64, html.parser, io, json, re, wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tts_tuner.config.hparams import create_hparams
+from tts_tuner.config.settings import load_settings, save_settings
+from tts_tuner.facts import read_study, toy_study
+from tts_tuner.report import content, importance, listening, make_report, read_samples, samples_at
+
+HP = create_hparams('small')
+
+
+class Page(html.parser.HTMLParser):
+    "Collects tags, and whether they are closed in order"
+    EMPTY = {'meta', 'link', 'img', 'br', 'line', 'rect', 'image', 'circle', 'polyline'}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.addresses = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.addresses += [v for k, v in attrs if k in ('src', 'href', 'action', 'data', 'poster')]
+        if tag not in self.EMPTY: self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.addresses += [v for k, v in attrs if k in ('src', 'href')]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f'</{tag}> closes {self.open[-1:]}'
+        self.open.pop()
+
+    def all(self, tag, **attrs): return [a for t, a in self.tags if t == tag and all(a.get(k) == v for k, v in attrs.items())]
+
+
+def sample(folder, i, name, text, sharp=0.05, steps=30, **other):
+    "A sentence as the trainer leaves it"
+    rng = np.random.default_rng(i)
+    t, n = np.linspace(0, 1, steps)[:, None], np.linspace(0, 1, len(text) + 1)[None]
+    a = np.exp(-(t - n) ** 2 / (2 * sharp**2))
+    a /= a.sum(1, keepdims=True)
+    mel = (-6 + 2 * rng.normal(size=(steps * 4, 80))).astype('f4')
+    folder.mkdir(parents=True, exist_ok=True)
+    values = dict(teacher=a, free=a, true=a > 0.5, logmel=mel, reference=mel, tokens=np.array([*text, '<end>']), id=name, text=text, ok=True,
+                  reasons=np.array([], dtype=str), seconds_per_step=0.0464, distance=4.25)
+    np.savez_compressed(folder / f'{i:02d}.npz', **{**values, **other})
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    "A study with samples and the corpus they come from"
+    from tts_tuner.audio.wav import save_wav
+
+    monkeypatch.chdir(tmp_path)
+    names = ['d01', 'd02', 'd03']
+    for i, name in enumerate(names): save_wav(tmp_path / f'data/demo/wavs/{name}.wav', 0.3 * np.sin(np.arange(30000) * (0.05 + 0.03 * i)), 22050)
+    (tmp_path / 'data/demo/metadata.csv').write_text(''.join(f'{n}|Words.|Words.\n' for n in names))
+    folder = toy_study(tmp_path / 'runs' / 'toy')
+    for step in (40, 200, 600):
+        for i, text in enumerate(('in the morning they drink tea', 'who <b>knows</b> & cares?')): sample(folder / f't000/g001/samples/step_{step:06d}', i, names[i], text)
+    sample(folder / 't001/g001/samples/step_000040', 0, 'd01', 'in the morning they drink tea', sharp=5.0)
+    return folder
+
+
+def test_one_file_that_needs_nothing_else(study):
+    text = make_report(study).read_text()
+    page = Page(text)
+    assert not page.open and len(text) < 6_000_000
+    assert all(a.startswith(('data:', '#')) for a in page.addresses), [a[:40] for a in page.addresses if not a.startswith(('data:', '#'))]
+    assert not re.search(r'@import|url\(|https?://(?!www\.w3\.org)|fetch\(|XMLHttp|<script src', text)
+    targets = {a['id'] for _, a in page.tags if 'id' in a}
+    assert {a[1:] for a in page.addresses if a.startswith('#')} <= targets
+
+
+def test_players_beside_their_anchors(study):
+    page = Page(make_report(study).read_text())
+    sounds = page.all('audio')
+    assert len(sounds) == 2 * 4  # voice, recording, copy synthesis, mean frame for two sentences
+    for sound in sounds:
+        with wave.open(io.BytesIO(base64.b64decode(sound['src'].split(',')[1]))) as w:
+            assert w.getsampwidth() == 2 and w.getframerate() == 22050 and w.getnframes() > 20_000
+    names = [b['aria-label'].removeprefix('play: ') for b in page.all('button')]
+    assert names[:4] == ['this voice', 'recording', 'copy synthesis', 'mean frame']
+
+
+def test_what_the_page_says(study):
+    text = make_report(study).read_text()
+    for words in ('t000 wins: score 0.57', 't001 is given up: diagonality 0.02', 'not aligning', 'learning_rate 0.004', 'copy synthesis', '11.80 dB', 'teacher-forced',
+                  'free-running', 'true times', 'never learned to read', 'How it learned to', 'tts-tune run --corpus my_voice', 'Too few trials'):
+        assert words in text, words
+    assert 'who &lt;b&gt;knows' in text and '<b>knows' not in text
+
+
+def test_corpus_without_recordings_at_hand(study, tmp_path):
+    (tmp_path / 'data/demo/metadata.csv').unlink()
+    shown = listening(samples_at(read_study(study).trials[0], 600), HP, None)
+    assert [s['name'] for s in shown[0]['sounds']] == ['this voice', 'copy synthesis', 'mean frame']
+    assert make_report(study).is_file()
+
+
+def test_many_long_sentences_stay_within_bounds(study):
+    for i in range(2, 12): sample(study / 't000/g001/samples/step_000600', i, 'd01', 'long ' * 12, steps=120)
+    assert make_report(study).stat().st_size < 6_000_000
+
+
+def test_unfinished_and_empty_studies(tmp_path):
+    cut = toy_study(tmp_path / 'cut', finished=False)
+    text = make_report(cut).read_text()
+    assert 'not finished' in text and 'tts-tune run --study cut' in text
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new/config.yaml').write_text('study: new\n')
+    page = Page(make_report(tmp_path / 'new').read_text())
+    assert not page.open and not page.all('audio')
+
+
+def test_torn_files_do_not_stop_the_report(study):
+    folder = study / 't000/g001/samples/step_000600'
+    (folder / '00.npz').write_bytes((folder / '00.npz').read_bytes()[:300])
+    (study / 't000/g001/metrics.jsonl').open('a').write('{"step": 601, "sco')
+    (study / 'decisions.jsonl').open('a').write('{"record": "Decision", "kind": "fi')
+    (study / 'study.journal').write_text('{"op_code": 0, "torn')
+    assert len(read_samples(folder)) == 1 and 'who &lt;b&gt;knows' in make_report(study).read_text()
+
+
+def test_which_setting_mattered(tmp_path):
+    "In a study whose outcome is the learning rate alone, the learning rate explains most"
+    from tts_tuner.tuner.opt_engine import OptEngine
+
+    folder = toy_study(tmp_path / 'runs' / 'toy')
+    settings = load_settings(None, ['study=toy', f'runs={tmp_path}/runs', 'trials=14', 'recipe_first=false', 'failure_example=false', 'optimization.sampler=random'])
+    save_settings(folder / 'config.yaml', settings)
+    engine = OptEngine(settings, folder / 'study.journal')
+    engine.ask(14)
+    for t in engine.trials(): engine.tell(t.number, 'complete', max(0.0, 1 - abs(np.log(t.params['learning_rate'] / 8e-3))))
+    before = (folder / 'study.journal').read_bytes()
+    shares, words = importance(read_study(folder))
+    assert shares[0][0] == 'learning_rate' and shares[0][1] > 0.5 and 'With 14 trials this is a hint' in words
+    assert 'learning_rate</code>' in make_report(folder).read_text() and (folder / 'study.journal').read_bytes() == before
+
+
+def test_a_manifest_is_told(study):
+    clips = [dict(id=f'd{i:02d}', text='Words.', seconds=1.5) for i in range(80)]
+    (study / 'manifest.json').write_text(json.dumps(dict(digest='ab' * 32, clips=clips, rejected=[dict(id='d99', reason='it is silent')])))
+    text = make_report(study).read_text()
+    assert '80 usable clips, 2.0 minutes' in text and 'd99' in text and 'it is silent' in text and 'abababab' in text
+
+
+def test_numbers_that_are_none_are_not_shown(study):
+    "A trial that diverged leaves NaN; the page has a dot there, and curves leave it out"
+    with (study / 't002/g001/metrics.jsonl').open('a') as f: f.write('{"step": 640, "time": 1700000000, "score": NaN, "alignment_score": NaN, "mcd": Infinity}\n')
+    assert all(0 <= t['share'] <= 100 for t in content(read_study(study))['tiles'])
+    words = re.sub(r'data:[^"]*', '', make_report(study).read_text())
+    assert not re.search(r'\b(nan|inf|None)\b', words)
