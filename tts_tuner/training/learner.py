@@ -50,7 +50,7 @@ def prepare_machine(hp: HParams) -> torch.device:
     torch.manual_seed(hp.seed)
     if hp.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode('warn')  # the same as use_deterministic_algorithms, without a second of imports
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
     name = hp.device if hp.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -182,7 +182,7 @@ def prepare_data(
     say: Callable[[str], None],
 ) -> Data:
     "Read and check the corpus, make the feature cache; the demonstration corpus is made when none is given"
-    from tts_tuner.data.corpus import read_corpus, save_manifest
+    from tts_tuner.data.corpus import read_corpus
     from tts_tuner.data.features import build_features
     root = settings.corpus
     if root is None:
@@ -191,9 +191,6 @@ def prepare_data(
     hp, cache = settings.base_hparams(), Path(settings.data) / 'cache'
     corpus = read_corpus(root, hp)
     features = build_features(corpus, hp, cache)
-    usable = set(features.ids)
-    used = replace(corpus, clips=tuple(c for c in corpus.clips if c.id in usable), rejected=features.rejected)
-    save_manifest(used, settings.folder / 'manifest.json')
     n = len(features.rejected)
     aside = f', {n} set aside ({features.rejected[0].id}: {features.rejected[0].reason}{", ..." if n > 1 else ""})' if n else ''
     say(f'{len(features.ids)} clips of {root} are ready{aside}.')
@@ -213,7 +210,7 @@ def keep_facts(
     write_atomic(path, json.dumps(dict(corpus=data.corpus, digest=data.digest, cohorts=sizes)))
     return sizes
 
-# %% ../../nbs/tuner/65_loop.ipynb #7d5ad390
+# %% ../../nbs/tuner/65_loop.ipynb #2231b2bd
 class Study:
     "A study at work: folder, engine, decisions, trainers, tracker, view"
 
@@ -225,7 +222,7 @@ class Study:
         self.tracker = Tracker(settings.tracking, self.folder, view.say)
         self.trials: dict[str, Trial] = {}
         self.readers: dict[str, MetricsReader] = {}
-        self.goal: dict[str, tuple[int, int]] = {}  # trial -> (rung, step)
+        self.goal: dict[str, int] = {}  # step each trial is being brought to
         self.deadline, self._shown = time.monotonic() + settings.timeout_seconds, 0.0
         gpus = 0 if settings.base_hparams().device == 'cpu' else count_gpus()
         self.fleet = Fleet(worker_environments(settings.workers, gpus, count_cores()), trainer, self._restart, self._stop, self._tick, poll)
@@ -245,7 +242,7 @@ class Study:
         lost = {n: why for n in names if (why := self.book.failure(n, rung))}
         able = [n for n in names if n not in lost]
         for n in able:
-            self.goal[n] = (rung, step)
+            self.goal[n] = step
             self.tracker.trial(n, self.trials[n].overrides, self.trials[n].role)
         until = None if step >= self.max_steps else step
         todo = [n for n in able if until is None or self.readers[n].step < step]  # the others have passed this rung before
@@ -321,11 +318,11 @@ class Study:
         self.view.update(self.rows(working))
         self._shown = time.monotonic()
 
-# %% ../../nbs/tuner/65_loop.ipynb #b7c3f56c
+# %% ../../nbs/tuner/65_loop.ipynb #2341e16d
 def _row(study: Study, t: Trial, working: bool) -> TrialRow:
     "The row of a trial"
     reader = study.readers[t.name]
-    rung, goal = study.goal.get(t.name, (0, study.settings.rungs.steps[0]))
+    goal = max(study.goal.get(t.name, study.settings.rungs.steps[0]), reader.step)
     last = [d for d in study.book.known if d.subject == t.name and d.kind not in ('restart', 'alert')]
     kind = last[-1].kind if last else ''
     if study.book.failure(t.name): state = 'failed'
