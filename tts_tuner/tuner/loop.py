@@ -182,7 +182,7 @@ def prepare_data(
     say: Callable[[str], None],
 ) -> Data:
     "Read and check the corpus, make the feature cache; the demonstration corpus is made when none is given"
-    from tts_tuner.data.corpus import read_corpus
+    from tts_tuner.data.corpus import read_corpus, save_manifest
     from tts_tuner.data.features import build_features
     root = settings.corpus
     if root is None:
@@ -191,6 +191,9 @@ def prepare_data(
     hp, cache = settings.base_hparams(), Path(settings.data) / 'cache'
     corpus = read_corpus(root, hp)
     features = build_features(corpus, hp, cache)
+    usable = set(features.ids)
+    used = replace(corpus, clips=tuple(c for c in corpus.clips if c.id in usable), rejected=features.rejected)
+    save_manifest(used, settings.folder / 'manifest.json')  # the report tells what was used and what was set aside
     n = len(features.rejected)
     aside = f', {n} set aside ({features.rejected[0].id}: {features.rejected[0].reason}{", ..." if n > 1 else ""})' if n else ''
     say(f'{len(features.ids)} clips of {root} are ready{aside}.')
