@@ -356,14 +356,14 @@ def fact_rows(study: StudyFacts, corpus: Mapping[str, Any]) -> list[tuple[str, s
     if w: rows.append(('Winner', f'{w.name}, validation at step {study.winning_step} of {w.step}'))
     return rows
 
-# %% ../nbs/80_report.ipynb #6aa62685
+# %% ../nbs/80_report.ipynb #95acfea6
 def headline(study: StudyFacts) -> tuple[str, str]:
     "Title and first sentence, honest about how well it went"
     n, w = study.numbers, study.winner
     if w is None: return 'Nothing was measured yet', 'The first validation is still ahead. This page can be written again at any time.'
     done, success, ratio = study.finished, n.get('success', 0.0), n.get('distance_ratio', 1.0)
     if success >= 0.9 and ratio <= 0.5: title = 'The voice speaks'
-    elif success >= 0.5: title = 'The voice speaks, not yet well'
+    elif success >= 0.5 and ratio <= 0.85: title = 'The voice speaks, not yet well'
     elif n.get('alignment_score', 0.0) >= 0.5: title = 'It follows the text, but does not speak yet'
     else: title = 'It does not speak yet'
     so_far = '' if done else ' The study is not finished; these are the best numbers so far.'
