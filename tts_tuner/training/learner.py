@@ -27,7 +27,7 @@ from .evaluate import fixed_randomness
 from .guard import FiniteWatch, NonFinite, report
 
 # %% auto #0
-__all__ = ['lr_at', 'prepare_machine', 'one_clip', 'Learner', 'check_architecture', 'warm_start']
+__all__ = ['lr_at', 'prepare_machine', 'Adam', 'one_clip', 'Learner', 'check_architecture', 'warm_start']
 
 # %% ../../nbs/training/54a_learner.ipynb #dedd8dc2
 def lr_at(
@@ -60,6 +60,44 @@ def prepare_machine(hp: HParams) -> torch.device:
         raise UserError(f'device={hp.device} was asked for, but this machine offers {torch.cuda.device_count()} GPUs; use device=auto.')
     return device
 
+# %% ../../nbs/training/54a_learner.ipynb #04e9a36f
+class Adam:
+    "Adam with an L2 penalty, all weights in one fused kernel; settings come with each step"
+
+    def __init__(
+        self,
+        weights: Mapping[str, torch.nn.Parameter],  # by name
+    ):
+        self.weights = dict(weights)
+        self.mean = {k: torch.zeros_like(w) for k, w in self.weights.items()}
+        self.square = {k: torch.zeros_like(w) for k, w in self.weights.items()}
+        self.count = torch.zeros((), device=next(iter(self.weights.values())).device)
+
+    def zero_grad(self) -> None:
+        for w in self.weights.values(): w.grad = None
+
+    @torch.no_grad()
+    def step(
+        self,
+        lr: float,  # learning rate of this step
+        hp: HParams,  # betas, epsilon and weight decay
+    ) -> None:
+        "One step along the gradients; weights without one stay"
+        live = {k: w.grad for k, w in self.weights.items() if w.grad is not None}
+        self.count += 1
+        torch._fused_adam_([self.weights[k] for k in live], list(live.values()), [self.mean[k] for k in live], [self.square[k] for k in live], [],
+                           [self.count] * len(live), lr=lr, beta1=hp.adam_beta1, beta2=hp.adam_beta2,
+                           weight_decay=hp.weight_decay, eps=hp.adam_eps, amsgrad=False, maximize=False)
+
+    def state_dict(self) -> dict[str, Any]: return dict(count=self.count, mean=self.mean, square=self.square)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count.copy_(state['count'])
+        for k in self.weights:
+            self.mean[k].copy_(state['mean'][k])
+            self.square[k].copy_(state['square'][k])
+
 # %% ../../nbs/training/54a_learner.ipynb #d5fa80fb
 def one_clip(
     batch: Batch,
@@ -83,13 +121,9 @@ class Learner:
         self.hp, self.device, self.step = hp, torch.device(device), 0
         self.model = Tacotron2(hp).to(self.device).train()
         self.loss = Tacotron2Loss(hp).to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), **self._adam(), fused=True)
+        self.optimizer = Adam(dict(self.model.named_parameters()))
         self.watch = FiniteWatch(every=1 if self.device.type == 'cpu' else hp.nan_check_every)
         self._good: tuple[int, dict[str, torch.Tensor]] = (0, {})
-
-    def _adam(self) -> dict[str, Any]:
-        hp = self.hp
-        return dict(lr=lr_at(self.step, hp), betas=(hp.adam_beta1, hp.adam_beta2), eps=hp.adam_eps, weight_decay=hp.weight_decay)
 
     def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, Any]:
         parts = self.loss(self.model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths), batch, self.step)
@@ -102,16 +136,16 @@ class Learner:
         "One optimiser step; NonFinite names the clips when loss or gradient is not finite"
         batch = batch.to(self.device)
         if not self.watch.waiting: self._good = self.step, self._copy()
-        for group in self.optimizer.param_groups: group['lr'] = lr_at(self.step, self.hp)
+        rate = lr_at(self.step, self.hp)
         total, parts = self._loss_of(batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hp.grad_clip_thresh or math.inf)
         if bad := self.watch.see(self.step, total, norm, batch): self._stop(bad)
-        self.optimizer.step()
+        self.optimizer.step(rate, self.hp)
         self.step += 1
         return dict(train_loss=total.detach(), mel_loss=parts.mel.detach(), mel_postnet_loss=parts.mel_postnet.detach(), gate_loss=parts.gate.detach(),
-                    guided_loss=parts.guided.detach(), grad_norm=norm, guided_weight=parts.guided_weight, learning_rate=lr_at(self.step - 1, self.hp))
+                    guided_loss=parts.guided.detach(), grad_norm=norm, guided_weight=parts.guided_weight, learning_rate=rate)
 
     def look(self) -> None:
         "Look for NaN and infinity now, before a checkpoint or a validation"
@@ -138,11 +172,10 @@ class Learner:
         return dict(step=self.step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
 
     def load(self, state: Mapping[str, Any]) -> None:
-        "Take a checkpoint's step, weights and moments; this run's own settings of Adam stay"
+        "Take a checkpoint's step, weights and moments"
         self.step = int(state['step'])
         self.model.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
-        for group in self.optimizer.param_groups: group.update(self._adam())
 
 # %% ../../nbs/training/54a_learner.ipynb #d4c85b4e
 def check_architecture(
