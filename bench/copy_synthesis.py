@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import numpy as np
+import results
 import torch
 
 from tts_tuner.audio.griffin_lim import vocode
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument('--iterations', type=int, default=60, help='rounds of Griffin-Lim')
     parser.add_argument('--power', type=float, default=1.2, help='sharpening of the magnitudes')
     parser.add_argument('--hparams', default='', help='settings of the analysis, "key=value,..."')
+    parser.add_argument('--save', action='store_true', help='leave the figures in bench/results/')
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
@@ -83,6 +85,8 @@ def main() -> None:
     worst = min(r['pesq'] for r in rows)
     print(f'mean of {len(rows)} clips, {length:.0f} s: PESQ-wb {mean["pesq"]:.2f} (worst {worst:.2f}), STOI {mean["stoi"]:.3f}, '
           f'real-time factor {rtf:.3f} on one thread, level {mean["level"]:+.2f} dB')
+    if args.save: results.save('copy_synthesis', dict(clips=len(rows), seconds=round(length, 1), pesq=round(mean['pesq'], 3), pesq_worst=round(worst, 3),
+                                                      stoi=round(mean['stoi'], 4), real_time_factor=round(rtf, 4)))
 
 
 if __name__ == '__main__': main()
