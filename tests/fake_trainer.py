@@ -40,9 +40,8 @@ def main() -> int:
 
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda n, _: None if os.environ.get('FAKE_DEAF') else stop.append(n))
-    start = 0
-    if a.resume:
-        start = int(last.read_text())
+    start = int(last.read_text()) if a.resume and last.exists() else 0
+    if log.exists():
         kept = [line for line in log.read_text().splitlines() if line.endswith('}') and json.loads(line)['step'] <= start]
         write(log, ''.join(f'{line}\n' for line in kept))
     with open(folder / 'starts', 'a') as f: f.write(f'{start}\n')

@@ -38,7 +38,7 @@ class Silent(PlainView):
 
 
 def make(tmp_path, **flags) -> RunSettings:
-    given = dict(study='s', runs=str(tmp_path / 'runs'), hparams='max_steps=200,device=cpu', trials=5, workers=2, tracking=dict(enabled=False)) | flags
+    given = dict(study='s', runs=str(tmp_path / 'runs'), hparams='max_steps=200,device=cpu', trials=4, workers=2, tracking=dict(enabled=False)) | flags
     return load_settings(**given)
 
 
@@ -80,7 +80,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
     result = go(settings)
     assert not any(d.kind == 'restart' for d in timeless(settings.folder))
     assert (settings.folder / 't000' / 'g001' / 'starts').read_text().split()[:2] == ['0', '40']
-    for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), name
+    for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), (name, steps)
     plain = go(make(tmp_path, study='s', runs=str(tmp_path / 'other')))
     assert result.winner == plain.winner and timeless(settings.folder) == timeless(tmp_path / 'other' / 's')
 
@@ -100,7 +100,7 @@ def test_killed_at_random_moments(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert len(OptEngine(settings, settings.folder / 'study.journal').trials()) == 4
-    for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), name
+    for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), (name, steps)
     undisturbed = make(tmp_path, trials=4, runs=str(tmp_path / 'other'))
     go(undisturbed)
     kinds = lambda folder: [(d.kind, d.subject, d.step, d.reason) for d in timeless(folder) if d.kind != 'restart']
@@ -118,7 +118,7 @@ def test_stopped_by_a_signal(tmp_path, number):
     assert read_status(settings.folder / 't001' / 'g001')['state'] == 'stopped'
     assert all(find_trainer(p) is None for p in settings.folder.glob('t*/g001'))
     go(settings)
-    for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), name
+    for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), (name, steps)
 
 
 def test_a_trainer_that_dies_is_started_again_once(tmp_path, monkeypatch):
