@@ -33,7 +33,7 @@ from .run_folder import Progress, RunFolder, StopRequest, validation_line
 from .sinks import JsonlSink, MetricSink, MLflowSink, SinkGroup, TensorBoardSink, rewind
 
 # %% auto #0
-__all__ = ['Resumable', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model']
+__all__ = ['Resumable', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
 
 # %% ../../nbs/training/55_trainer.ipynb #5b842f1f
 class Resumable:
@@ -270,6 +270,14 @@ def load(
     return model.eval(), hp, SymbolTable.from_dict(voice['symbols']), voice
 
 
+def _voice_and_clips(path: str | Path, corpus: str | Path, cache_dir: str | Path, device: str) -> tuple[Tacotron2, HParams, FeatureSet, int]:
+    "A model, its settings, the corpus as it sees it, and the step it was trained to"
+    model, hp, table, voice = load(path, device)
+    features = build_features(read_corpus(Path(corpus), hp), hp, Path(cache_dir))
+    check_architecture(voice, hp, features.table, 'use the corpus the model was trained on')
+    return model, hp, features, int(voice['step'])
+
+
 def validate(
     path: str | Path,  # a checkpoint or a model file
     corpus: str | Path,  # the corpus it was trained on, or another in the same layout
@@ -277,11 +285,8 @@ def validate(
     device: str = 'cpu',
 ) -> Evaluation:
     "Validate a model on the held-out clips of a corpus; UserError when their symbols are not the model's"
-    model, hp, table, voice = load(path, device)
-    features = build_features(read_corpus(Path(corpus), hp), hp, Path(cache_dir))
-    check_architecture(voice, hp, features.table, 'use the corpus the model was trained on')
-    return evaluate(model, features, split(features, hp)[1], hp, int(voice['step']), cache=cache_dir)
-
+    model, hp, features, step = _voice_and_clips(path, corpus, cache_dir, device)
+    return evaluate(model, features, split(features, hp)[1], hp, step, cache=cache_dir)
 
 def export_model(
     run_dir: str | Path,  # a run folder
@@ -290,3 +295,18 @@ def export_model(
     "Write the best model of a run (the last one when none was validated), without optimiser and generators"
     kept = CheckpointFolder(Path(run_dir) / 'checkpoints')
     return save_checkpoint(path, model_only(load_checkpoint(kept.best if kept.best.exists() else kept.last)))
+
+# %% ../../nbs/training/55_trainer.ipynb #c832940a
+def examine(
+    path: str | Path,  # a checkpoint or a model file
+    corpus: str | Path,  # the corpus it was trained on
+    cache_dir: str | Path = 'data/cache',  # features and anchors
+    device: str = 'cpu',
+    least: int = 8,  # sentences below which a share says too little
+) -> Evaluation | None:  # None when fewer than `least` sentences are left
+    "Let a model speak the held-out sentences that no choice has rested on"
+    model, hp, features, step = _voice_and_clips(path, corpus, cache_dir, device)
+    train, held = split(features, hp)
+    fresh = list(held)[:-hp.n_free_running]
+    if len(fresh) < least: return None
+    return evaluate(model, features, fresh, replace(hp, n_free_running=len(fresh)), step, train=train, cache=cache_dir)
