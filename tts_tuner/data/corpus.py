@@ -98,9 +98,9 @@ LAYOUT = 'a corpus has metadata.csv with lines "id|text|normalised text" and the
 @dataclass(frozen=True)
 class Row:
     "One line of metadata.csv"
-    id: str
-    text: str
-    speaker: str
+    id: str  # name of the sound file, without its ending
+    text: str  # what is spoken
+    speaker: str  # '' where there is one only
     line: int  # counted from 1
 
 

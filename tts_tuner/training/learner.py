@@ -74,6 +74,7 @@ class Adam:
         self.count = torch.zeros((), device=next(iter(self.weights.values())).device)
 
     def zero_grad(self) -> None:
+        "Forget the gradients"
         for w in self.weights.values(): w.grad = None
 
     @torch.no_grad()
@@ -89,10 +90,13 @@ class Adam:
                            [self.count] * len(live), lr=lr, beta1=hp.adam_beta1, beta2=hp.adam_beta2,
                            weight_decay=hp.weight_decay, eps=hp.adam_eps, amsgrad=False, maximize=False)
 
-    def state_dict(self) -> dict[str, Any]: return dict(count=self.count, mean=self.mean, square=self.square)
+    def state_dict(self) -> dict[str, Any]:
+        "Moments by the names of the weights, and the count of steps"
+        return dict(count=self.count, mean=self.mean, square=self.square)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Go on from a saved state, in place"
         self.count.copy_(state['count'])
         for k in self.weights:
             self.mean[k].copy_(state['mean'][k])
@@ -169,6 +173,7 @@ class Learner:
         raise NonFinite(found)
 
     def state(self) -> dict[str, Any]:
+        "Step, weights and moments, for a checkpoint"
         return dict(step=self.step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -130,6 +130,7 @@ class Progress:
         self._last = time.perf_counter()
 
     def due(self) -> bool:
+        "Is it time to say something? Asking says it"
         if time.monotonic() - self._said < self.every: return False
         self._said = time.monotonic()
         return True

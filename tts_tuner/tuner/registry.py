@@ -49,8 +49,8 @@ def batches(items: Sequence[Any], size: int = 1000) -> list[Sequence[Any]]:
 @dataclass(frozen=True)
 class Deployed:
     "A model with its score, as the registry has it"
-    version: int
-    score: float
+    version: int  # in the registry
+    score: float  # 0 to 1, on held-out sentences
     digest: str = ''  # of the corpus it was judged on
 
 
