@@ -226,6 +226,16 @@ def test_checkpoint_of_another_kind(tts_tune, voice, tmp_path):
         one_sentence(tts_tune('synth', 'Hello.', '--model', f'{name}.pt'), 2, word)
 
 
+def test_warm_start_from_another_architecture(tts_tune, voice, tmp_path):
+    "Refused with the fields that differ; nothing is trained"
+    from tts_tuner.data.demo import make_tone_corpus
+
+    make_tone_corpus(tmp_path / 'c', n=12)
+    small = 'frontend=characters,encoder_embedding_dim=32,decoder_rnn_dim=32,max_steps=2,batch_size=2'
+    one_sentence(tts_tune('train', '--corpus', 'c', '--run-dir', 'r', '--hparams', small, '--warm-start', voice[0]), 2, 'decoder_rnn_dim', 'another architecture')
+    assert not list(tmp_path.rglob('step_*.pt'))
+
+
 def test_full_disk(voice, tmp_path):
     "The system refuses to write more than 1000 bytes: status 1, a sentence, and the old file is whole"
     (tmp_path / 'hello.wav').write_bytes(b'what was there')

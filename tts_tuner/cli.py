@@ -181,7 +181,7 @@ def demo_corpus(
     _demo(folder, sentences, seed)
     print(f'{folder} holds metadata.csv, wavs/ and timings.json. Next: tts-tune run --corpus {folder}')
 
-# %% ../nbs/90_cli.ipynb #ac1dd681
+# %% ../nbs/90_cli.ipynb #eeff0288
 def _print_hparams(wanted: bool) -> None:
     "Print every hyper-parameter with unit, default and meaning, then leave"
     if not wanted: return
@@ -205,7 +205,8 @@ def train(
     tracking_uri: Annotated[str, typer.Option(help='MLflow tracking store.')] = 'sqlite:///mlflow.db',
     experiment: Annotated[str, typer.Option(help='MLflow experiment.')] = 'tacotron2_autotuning',
     parent_run_id: Annotated[str | None, typer.Option(help='MLflow run that this one belongs to.')] = None,
-    warm_start: Annotated[Path | None, typer.Option(help='Checkpoint whose weights are the start; another architecture starts fresh and says so.')] = None,
+    warm_start: Annotated[Path | None, typer.Option(help='Checkpoint whose weights are the start; the architecture must be the same.')] = None,
+    fresh_if_different: Annotated[bool, typer.Option('--fresh-if-different', help='... and where it is not, start from nothing and say so.')] = False,
     cache_dir: Annotated[Path, typer.Option(help='Folder of the feature cache.')] = Path('data/cache'),
     help_hparams: Annotated[bool, typer.Option('--help-hparams', is_eager=True, callback=_print_hparams, help='List every hyper-parameter and leave.')] = False,
 ) -> None:
@@ -217,14 +218,10 @@ def train(
     from tts_tuner.training.trainer import run_training
 
     run_training(corpus, run_dir, hp, until=until, resume=resume, tracking=tracking, tracking_uri=tracking_uri, experiment=experiment,
-                 parent_run_id=parent_run_id, warm_start=warm_start, cache_dir=cache_dir)
+                 parent_run_id=parent_run_id, warm_start=warm_start, cache_dir=cache_dir, fresh_if_different=fresh_if_different)
 
 # %% ../nbs/90_cli.ipynb #11d9bb5c
-def newest(
-    pattern: str,  # under `runs`, with *
-    what: str,  # its name for people
-    runs: Path = Path('runs'),  # folder of all studies
-) -> Path:
+def newest(pattern: str, what: str, runs: Path = Path('runs')) -> Path:
     "The newest path under `runs` that matches; UserError when there is none"
     found = sorted(runs.glob(pattern), key=lambda p: p.stat().st_mtime)
     if not found: raise UserError(f'There is no {what} under {runs}/ yet. `tts-tune run` makes one; or name yours.')

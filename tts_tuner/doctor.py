@@ -148,7 +148,7 @@ def check_port(port: int, tool: str, command: str) -> Finding:
     if holder is None: return Finding(f'port {port}', 'ok', f'Port {port}, where {tool} listens by default, is free.')
     return Finding(f'port {port}', 'note', f'Port {port}, where {tool} listens by default, is held by {holder}.', f'Take another: {command} --port {port + 1}')
 
-# %% ../nbs/81_doctor.ipynb #0adcf0c4
+# %% ../nbs/81_doctor.ipynb #98b9cf88
 def check_git(directory: Path) -> Finding:
     "Git, which names the version of the code in a run's record"
     if not shutil.which('git'): return Finding('git', 'note', 'git is not installed; runs are recorded with the package version only.')
@@ -166,7 +166,8 @@ def check_display() -> Finding:
 
 def check_telemetry() -> Finding:
     "Usage reports that dependencies would send"
-    return Finding('telemetry', 'ok', 'tts-tune keeps MLflow from sending usage reports.', 'For an mlflow that you start yourself: export MLFLOW_DISABLE_TELEMETRY=true')
+    return Finding('telemetry', 'ok', 'tts-tune keeps MLflow from sending usage reports.',
+                   'For an mlflow that you start yourself: export MLFLOW_DISABLE_TELEMETRY=true')
 
 # %% ../nbs/81_doctor.ipynb #ae366a78
 def _looked(name: str, check: Callable[[], Finding | Iterable[Finding]]) -> list[Finding]:
