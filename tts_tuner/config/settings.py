@@ -7,6 +7,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/config/settings.html.md"""
 # %% ../../nbs/config/05_settings.ipynb #783c6a86
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,8 +20,8 @@ from .files import write_atomic
 from .hparams import PRESETS, HParams, create_hparams, hparam_fields, parse_overrides
 
 # %% auto #0
-__all__ = ['Scalar', 'SMALL_SPACE', 'FULL_SPACE', 'parse_duration', 'Strict', 'Dimension', 'default_space', 'Rungs',
-           'Optimization', 'Tracking', 'RunSettings', 'check_settings', 'load_settings', 'settings_to_yaml',
+__all__ = ['Scalar', 'SMALL_SPACE', 'FULL_SPACE', 'RUNG_SHARES', 'parse_duration', 'Strict', 'Dimension', 'default_space',
+           'Rungs', 'Optimization', 'Tracking', 'RunSettings', 'check_settings', 'load_settings', 'settings_to_yaml',
            'save_settings', 'check_same_study']
 
 # %% ../../nbs/config/05_settings.ipynb #44582bc3
@@ -103,9 +104,12 @@ def default_space(
     return {k: Dimension(**v) for k, v in (SMALL_SPACE if preset == 'small' else FULL_SPACE).items()}
 
 # %% ../../nbs/config/05_settings.ipynb #06424c17
+RUNG_SHARES = (0.04, 0.3)  # usual places of the rungs, as shares of max_steps
+
+
 class Rungs(Strict):
     "When trials are compared, and how many are kept"
-    steps: tuple[int, ...] = Field(default=(40, 120), description='steps at which trials are compared; the last rung is max_steps itself')
+    steps: tuple[int, ...] = Field(default=(), description='steps at which trials are compared, before max_steps; none given: 4 % and 30 % of it')
     keep: tuple[int, ...] = Field(default=(3, 2), description='trials kept at each of them')
     cohort: int = Field(default=8, ge=2, description='trials that climb together; the next ones are proposed with knowledge of these')
     min_diagonality: float = Field(default=0.25, ge=0, le=1, description='first rung: less is given up')
@@ -114,11 +118,18 @@ class Rungs(Strict):
 
     @model_validator(mode='after')
     def _ordered(self) -> Rungs:
-        if not self.steps: raise ValueError('there must be at least one rung before the last')
-        if len(self.steps) != len(self.keep): raise ValueError('steps and keep need the same number of entries')
+        if not self.keep: raise ValueError('there must be at least one rung before the last')
+        if len(self.keep) != (len(self.steps) or len(RUNG_SHARES)): raise ValueError('steps and keep need the same number of entries')
         if any(b <= a for a, b in zip((0, *self.steps), self.steps)): raise ValueError('steps must rise, from above 0')
         if any(k < 1 for k in self.keep): raise ValueError('each rung must keep at least one trial')
         return self
+
+    def placed(
+        self,
+        max_steps: int,  # length of a whole run
+    ) -> Rungs:  # with steps of its own
+        "These rungs, at their usual places when none were given"
+        return self if self.steps else self.model_copy(update=dict(steps=tuple(math.ceil(share * max_steps) for share in RUNG_SHARES)))
 
 
 class Optimization(Strict):
@@ -184,6 +195,7 @@ class RunSettings(Strict):
         try: hp = self.base_hparams()
         except UserError as e: raise UserError(f'hparams: {e}') from None
         for name, dim in self.space().items(): _check_dimension(name, dim, self)
+        object.__setattr__(self, 'rungs', self.rungs.placed(hp.max_steps))
         if self.rungs.steps[-1] >= hp.max_steps:
             raise UserError(f'rungs.steps: the last, {self.rungs.steps[-1]}, must lie before max_steps={hp.max_steps}; give smaller ones or a longer run.')
         return self
