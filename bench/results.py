@@ -31,8 +31,9 @@ def machine() -> str:
 
 
 def command() -> str:
-    "The command line of this process, from the repository's folder"
-    return shlex.join(['python', f'bench/{Path(sys.argv[0]).name}', *sys.argv[1:]])
+    "The command line of this process, from the repository's folder; DATA stands for folders of this machine"
+    words = [f'DATA/{Path(w).name}' if Path(w).is_absolute() or w.startswith('..') else w for w in sys.argv[1:]]
+    return shlex.join(['python', f'bench/{Path(sys.argv[0]).name}', *words])
 
 
 def save(name: str, metrics: dict[str, float], file: str | None = None, **more: Any) -> Path:
