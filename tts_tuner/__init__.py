@@ -24,7 +24,7 @@ _HOMES = {
     'Tacotron2': 'model.tacotron2', 'Tacotron2Loss': 'model.losses', 'HParams': 'config.hparams', 'create_hparams': 'config.hparams',
     'train': 'training.trainer', 'validate': 'training.trainer', 'load': 'training.trainer', 'TTSDataset': 'data.loader', 'collate': 'data.loader',
 }
-__all__ = [*_HOMES, '__version__']
+__all__ = ['HParams', 'TTSDataset', 'Tacotron2', 'Tacotron2Loss', '__version__', 'collate', 'create_hparams', 'load', 'train', 'validate']
 
 
 def __getattr__(name: str) -> Any:
