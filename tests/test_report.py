@@ -1,14 +1,13 @@
 "The report: one file that opens anywhere, whatever state the study is in"
 import base64, html.parser, io, json, re, wave
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tts_tuner.config.hparams import create_hparams
 from tts_tuner.config.settings import load_settings, save_settings
-from tts_tuner.facts import read_study, toy_study
-from tts_tuner.report import content, importance, listening, make_report, read_samples, samples_at
+from tts_tuner.facts import closing_words, read_study, toy_study
+from tts_tuner.report import content, importance, listening, make_report, read_samples, samples_at, tiles
 
 HP = create_hparams('small')
 
@@ -157,3 +156,16 @@ def test_numbers_that_are_none_are_not_shown(study):
     assert all(0 <= t['share'] <= 100 for t in content(read_study(study))['tiles'])
     words = re.sub(r'data:[^"]*', '', make_report(study).read_text())
     assert not re.search(r'\b(nan|inf|None)\b', words)
+
+
+def test_the_exam_has_the_last_word(tmp_path):
+    "Numbers of the exam stand before those that choices rested on"
+    study = toy_study(tmp_path / 'runs' / 'toy')
+    before = closing_words(read_study(study))
+    exam = dict(model='0' * 64, sentences=36, metrics=dict(read_study(study).numbers, success=0.5, score=0.3))
+    (study / 'exam').mkdir()
+    (study / 'exam' / 'exam.json').write_text(json.dumps(exam))
+    after = closing_words(read_study(study))
+    assert 'no choice rested on' not in before and '36 held-out sentences that no choice rested on' in after
+    assert 'free-running success  50 %' in after and tiles(read_study(study).outcome)[0]['value'].startswith('50')
+    assert '36 held-out sentences' in make_report(study).read_text()

@@ -31,8 +31,8 @@ want=$( (echo "$TORCH"; grep -E 'requirements|console_scripts|min_python' settin
 
 start=$(date +%s)
 echo "Installing tts_tuner[$extras] and $TORCH into $venv (once; a few minutes at most)."
-# --no-compile: modules are compiled when first imported, and most of the big packages' never are.
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
+# -qq: errors only. --no-compile: modules are compiled when first imported, and most of the big packages' never are.
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
 install() { pip install --no-compile "$@" || { echo "The installation failed; the lines above say why. Is the package index reachable?" >&2; exit 1; }; }
 case "$("$venv/bin/python" -m pip --version)" in 'pip 2'[0-5].*) install --upgrade 'pip>=25.1' ;; esac
 install "$TORCH" -e ".[$extras]"
