@@ -1,6 +1,7 @@
 "The command line as a user meets it: quick help, one sentence for each mistake, exit status 2, 1 or 130, nothing lost"
 import json, os, pickle, re, resource, shutil, socket, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,22 +90,25 @@ def test_usage_errors(tts_tune, words):
 
 def test_flags_reach_the_study(tts_tune, monkeypatch, tmp_path):
     "Every flag of `run` changes the settings that the tuner is given"
-    import tts_tuner.report, tts_tuner.tuner.loop
+    import tts_tuner.report, tts_tuner.tuner.exam, tts_tuner.tuner.loop
 
-    given = []
+    given, examined = [], []
 
     def study(settings, view):
         given.append(settings)
         settings.folder.mkdir(parents=True, exist_ok=True)
         (settings.folder / 'config.yaml').write_text(f'study: {settings.study}\n')
         view.say('as asked')
+        return SimpleNamespace(corpus='where it lies')
     monkeypatch.setattr(tts_tuner.tuner.loop, 'run_study', study)
+    monkeypatch.setattr(tts_tuner.tuner.exam, 'sit_exam', lambda *given: examined.append(given))
     (tmp_path / 'study.yaml').write_text('trials: 4\nhparams:\n  learning_rate: 1e-5\n')
     flags = {'--study': ('study', 'anna'), '--trials': ('trials', 3), '--max-trials': ('max_trials', 2), '--timeout': ('timeout', '90m'), '--preset': ('preset', 'paper'),
              '--workers': ('workers', 2), '--seed': ('seed', 5), '--corpus': ('corpus', 'my_voice'), '--dataset': ('corpus', 'my_voice')}
     for flag, (name, value) in flags.items():
         assert tts_tune('run', '--corpus', 'other', flag, value)[0] == 0
         assert getattr(given[-1], name) == value, flag
+    assert examined[-1] == (given[-1].folder, 'where it lies', Path('data/cache'))
     code, out, _ = tts_tune('run', '--config', 'study.yaml', '--dataset', 'x', '--auto-deploy-best', '--tracking', 'none', '--hparams', 'max_steps=600', 'rungs.cohort=6')
     s = given[-1]
     assert code == 0 and 'as asked' in out and 'Nothing was measured yet' in out and (s.folder / 'report.html').is_file()

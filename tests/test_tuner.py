@@ -38,7 +38,7 @@ class Silent(PlainView):
 
 
 def make(tmp_path, **flags) -> RunSettings:
-    given = dict(study='s', runs=str(tmp_path / 'runs'), hparams='max_steps=200,device=cpu', trials=4, workers=2, tracking=dict(enabled=False)) | flags
+    given = dict(study='s', runs=str(tmp_path / 'runs'), hparams='max_steps=200,device=cpu', trials=4, workers=2, tracking=dict(enabled=False), rungs=dict(steps=[40, 120])) | flags
     return load_settings(**given)
 
 

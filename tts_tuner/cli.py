@@ -134,9 +134,13 @@ def run(
     from tts_tuner.facts import closing_words, read_study
     from tts_tuner.live import LiveView
     from tts_tuner.report import make_report
+    from tts_tuner.tuner.exam import sit_exam
     from tts_tuner.tuner.loop import run_study
 
-    with LiveView() as view: run_study(settings, view)
+    with LiveView() as view:
+        result = run_study(settings, view)
+        view.say('The winner speaks sentences that no choice rested on.')
+    sit_exam(settings.folder, result.corpus, Path(settings.data) / 'cache')
     make_report(settings.folder)
     print(closing_words(read_study(settings.folder)))
 

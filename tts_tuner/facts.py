@@ -18,6 +18,7 @@ import numpy as np
 from .config.contracts import Decision, Evidence, read_decisions, to_json
 from .config.errors import UserError
 from .config.hparams import create_hparams, from_dict, hparam_fields, to_dict
+from .tuner.exam import Exam, read_exam
 from .tuner.trials import MetricsReader, read_status
 
 # %% auto #0
@@ -95,6 +96,7 @@ class StudyFacts:
     settings: Mapping[str, Any]  # config.yaml
     trials: tuple[TrialFacts, ...]
     decisions: tuple[Decision, ...]
+    exam: Exam | None = None  # of the best model, where one was held
 
     @property
     def name(self) -> str: return self.folder.resolve().name
@@ -128,6 +130,11 @@ class StudyFacts:
         return self.winner.rows[self.winning_step] if self.winner and self.winning_step is not None else {}
 
     @property
+    def outcome(self) -> Mapping[str, float]:
+        "The numbers that count: those of the exam, or of the winner's validation where there was none"
+        return self.exam.metrics if self.exam else self.numbers
+
+    @property
     def seconds(self) -> float:
         "Time from the first number of any trial to the last"
         spans = [(t.began, t.ended) for t in self.trials if t.ended]
@@ -147,7 +154,7 @@ def read_study(
     if not (folder / 'config.yaml').is_file() and not (folder / 'decisions.jsonl').is_file():
         raise UserError(f'{folder} is not a study: it has neither config.yaml nor decisions.jsonl. Give a folder like runs/voice.')
     trials = tuple(read_trial(t) for t in sorted(folder.glob('t[0-9]*')) if t.is_dir())
-    return StudyFacts(folder, _yaml(folder / 'config.yaml'), trials, tuple(read_decisions(folder / 'decisions.jsonl')))
+    return StudyFacts(folder, _yaml(folder / 'config.yaml'), trials, tuple(read_decisions(folder / 'decisions.jsonl')), read_exam(folder))
 
 # %% ../nbs/79_facts.ipynb #b2b24b16
 def _percent(value: float | None) -> str: return 'not measured' if value is None else f'{100 * value:.0f} %'
@@ -158,12 +165,13 @@ def _decibels(value: float | None) -> str: return 'not measured' if value is Non
 
 def closing_words(study: StudyFacts) -> str:
     "What came out, for a terminal"
-    winner, n = study.winner, study.numbers
+    winner, n = study.winner, study.outcome
     if winner is None: return f'Nothing was measured yet. Give the same command again to go on; everything so far lies in {study.folder}.'
     ratio = f', {_percent(n.get("distance_ratio"))} of the mean frame' if 'distance_ratio' in n else ''
     head = f'{winner.name} wins' if study.finished else f'{winner.name} leads; the study is not finished, the same command goes on'
+    heard = f'{study.exam.sentences} held-out sentences that no choice rested on' if study.exam else 'held-out sentences'
     lines = [
-        f'{head}. On held-out sentences, at step {study.winning_step}:',
+        f'{head}. On {heard}, at step {study.winning_step}:',
         f'  free-running success  {_percent(n.get("success"))}',
         f'  cepstral distance     {_decibels(n.get("mcd"))}{ratio} (anchors: mean frame {_decibels(n.get("mcd_mean_frame"))}, '
         f'copy synthesis {_decibels(n.get("mcd_copy_synthesis"))})',
@@ -171,7 +179,7 @@ def closing_words(study: StudyFacts) -> str:
         f'  diagonality           {n.get("alignment_score", math.nan):.3f}',
         f'  score                 {n.get("score", math.nan):.3f}',
         f'  report                {study.folder / "report.html"}',
-        f'  samples               {winner.folder / "samples"}',
+        f'  samples               {study.folder / "exam" if study.exam else winner.folder / "samples"}',
     ]
     model = study.folder / 'best_model.pt'
     if model.is_file(): lines += [f'  model                 {model}', f'Let it speak: tts-tune synth --model {model} "The kettle sings." -o hello.wav']

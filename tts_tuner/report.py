@@ -329,6 +329,9 @@ def story(study: StudyFacts, corpus: Mapping[str, Any]) -> list[str]:
         made = 'A demonstration corpus was made with the embedded synthesiser' if not s.get('corpus') else f'The corpus {s["corpus"]} was read and checked'
         out.append(f'{made}: {_plural(len(clips), "usable clip")}, {minutes:.1f} minutes of speech; {len(aside) or "none"} set aside. '
                    'Some sentences were held out from training; every number on this page was measured on those.')
+    if study.exam:
+        out.append(f'Choices flatter what they choose. So the numbers at the top come from {_plural(study.exam.sentences, "held-out sentence")} that no choice '
+                   'rested on: they were spoken once, by the chosen model, when everything was decided.')
     rungs = s.get('rungs') or {}
     steps, last = rungs.get('steps') or [], max((t.step for t in study.trials), default=0)
     if study.trials:
@@ -359,7 +362,7 @@ def fact_rows(study: StudyFacts, corpus: Mapping[str, Any]) -> list[tuple[str, s
 # %% ../nbs/80_report.ipynb #95acfea6
 def headline(study: StudyFacts) -> tuple[str, str]:
     "Title and first sentence, honest about how well it went"
-    n, w = study.numbers, study.winner
+    n, w = study.outcome, study.winner
     if w is None: return 'Nothing was measured yet', 'The first validation is still ahead. This page can be written again at any time.'
     done, success, ratio = study.finished, n.get('success', 0.0), n.get('distance_ratio', 1.0)
     if success >= 0.9 and ratio <= 0.5: title = 'The voice speaks'
@@ -389,7 +392,7 @@ def go_on(study: StudyFacts) -> list[tuple[str, str]]:
 def content(study: StudyFacts) -> dict[str, Any]:
     "Everything the page needs"
     w, step = study.winner, study.winning_step
-    samples = samples_at(w, step) if w else []
+    samples = (read_samples(study.folder / 'exam') if study.exam else []) or (samples_at(w, step) if w else [])
     hp = from_dict(w.hparams) if w else HParams()
     strip, strip_words = learning_strip(w, step) if w else ([], '')
     title, lead = headline(study)
@@ -397,8 +400,9 @@ def content(study: StudyFacts) -> dict[str, Any]:
     fresh = new_sentences(study, hp, [c.get('text', '') for c in corpus.get('clips', [])])
     names = [t.name for t in study.trials]
     return dict(
-        study=study.name, title=title, lead=lead, tiles=tiles(study.numbers), samples=listening(samples, hp, _corpus_folder(study)) + fresh,
-        maps=attention_maps(samples, failed_example(study)), strip=strip, strip_words=strip_words, story=story(study, corpus), facts=fact_rows(study, corpus),
+        study=study.name, title=title, lead=lead, tiles=tiles(study.outcome), samples=listening(samples, hp, _corpus_folder(study)) + fresh,
+        maps=attention_maps(samples[:2], failed_example(study)), strip=strip, strip_words=strip_words, story=story(study, corpus),
+        facts=fact_rows(study, corpus),
         rejected=[(r.get('id', ''), r.get('reason', '')) for r in corpus.get('rejected', [])],
         trials_words=f'{w.name} is drawn thick. Point at a row of the table to light its curves up.' if w else 'No trial has left a number yet.',
         curves=curves(study), trials=trial_rows(study), importance=shares, importance_words=belief, winner_settings=winner_settings(study),

@@ -348,6 +348,7 @@ class StudyResult:
     best_model: Path  # best_model.pt
     rows: list[TrialRow]  # every trial at the end
     seconds: float  # of this start
+    corpus: str  # folder of the recordings
 
 
 def _settle(settings: RunSettings) -> None:
@@ -383,7 +384,7 @@ def run_study(
                 model = _hand_over(study, final)
             finally: study.tracker.close(status)
     best = best_standing(final.subject, study.readers[final.subject])
-    return StudyResult(settings.folder, final.subject, final, dict(best.metrics), model, study.rows({}), time.monotonic() - begun)
+    return StudyResult(settings.folder, final.subject, final, dict(best.metrics), model, study.rows({}), time.monotonic() - begun, data.corpus)
 
 
 def _hand_over(study: Study, final: Decision) -> Path:
