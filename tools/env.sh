@@ -35,7 +35,7 @@ echo "Installing tts_tuner[$extras] and $TORCH into $venv (once; a few minutes a
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
 install() { pip install --no-compile "$@" || { echo "The installation failed; the lines above say why. Is the package index reachable?" >&2; exit 1; }; }
 case "$("$venv/bin/python" -m pip --version)" in 'pip 2'[0-5].*) install --upgrade 'pip>=25.1' ;; esac
-install "$TORCH" -e ".[$extras]"
+install --config-settings editable_mode=compat "$TORCH" -e ".[$extras]"
 case ",$extras," in *,dev,*)
     # Speech-quality scores of the tests. pesq comes as source only, so it may not build; the tests that need it skip with this reason.
     pip install --no-compile 'pesq>=0.0.4' >/dev/null 2>&1 || echo 'pesq could not be built here (it needs a C compiler); the tests that use it will skip.' ;;

@@ -225,7 +225,11 @@ def train(
                  parent_run_id=parent_run_id, warm_start=warm_start, cache_dir=cache_dir, fresh_if_different=fresh_if_different)
 
 # %% ../nbs/90_cli.ipynb #11d9bb5c
-def newest(pattern: str, what: str, runs: Path = Path('runs')) -> Path:
+def newest(
+    pattern: str,  # under `runs`, with *
+    what: str,  # its name for people
+    runs: Path = Path('runs'),  # folder of all studies
+) -> Path:
     "The newest path under `runs` that matches; UserError when there is none"
     found = sorted(runs.glob(pattern), key=lambda p: p.stat().st_mtime)
     if not found: raise UserError(f'There is no {what} under {runs}/ yet. `tts-tune run` makes one; or name yours.')

@@ -142,7 +142,11 @@ def who_holds(
     except psutil.Error: return f'process {pid}'
 
 
-def check_port(port: int, tool: str, command: str) -> Finding:
+def check_port(
+    port: int,  # TCP port on this machine
+    tool: str,  # who listens there by default
+    command: str,  # what starts it
+) -> Finding:
     "Is the port of `tool` free?"
     holder = who_holds(port)
     if holder is None: return Finding(f'port {port}', 'ok', f'Port {port}, where {tool} listens by default, is free.')
