@@ -29,9 +29,10 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('--workers', type=int, default=2)
     ap.add_argument('--budget', type=float, default=150, help='seconds for all notebooks together')
+    ap.add_argument('--only', type=Path, nargs='+', help='these notebooks instead of all')
     a = ap.parse_args()
     os.chdir(ROOT)
-    paths = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    paths = [p.resolve() for p in a.only or ()] or sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
     start, rows = time.monotonic(), []
     from run_notebooks import run as worker  # under its own name: a running notebook takes the place of __main__
     with multiprocessing.get_context('spawn').Pool(a.workers) as pool:
