@@ -54,8 +54,8 @@ class Standing:
 
 # %% ../../nbs/tuner/61_rungs.ipynb #79bb8aca
 def promise(s: Standing) -> float:
-    "Mean of quality and score, in [0, 1]"
-    return (s.quality + s.score) / 2
+    "Mean of diagonality and score, in [0, 1]"
+    return (s.diagonality + s.score) / 2
 
 
 def _evidence(s: Standing, verdict: str, words: str, **numbers: float) -> Evidence:
@@ -76,17 +76,16 @@ def decide_rung(
 ) -> list[Decision]:  # one for each trial, by trial: promote, prune or stop
     "Who goes on from this rung"
     able = [s for s in standings if not s.problem]
-    keep, what = rules.keep[rung], 'quality' if rung == 0 else 'promise'
-    value = (lambda s: s.quality) if rung == 0 else promise
-    ranked = sorted(able, key=lambda s: (-value(s), -s.diagonality, s.trial))
+    keep = rules.keep[rung]
+    ranked = sorted(able, key=lambda s: (-promise(s), -s.quality, s.trial))
     middle = median(s.quality for s in able) if able else 0.0
     weak = {s.trial: why for s in able if rung == 0 and (why := _weakness(s, middle, rules))}
     nobody = bool(able) and len(weak) == len(able)
     going = [s for s in ranked if nobody or s.trial not in weak][:keep]
     out = [_failed(s) for s in standings if s.problem]
     for place, s in enumerate(ranked, 1):
-        numbers = dict(place=place, of=len(able), **({'median_quality': middle} if rung == 0 else {'promise': promise(s)}))
-        said = f'{what} {value(s):.3f}, diagonality {s.diagonality:.2f}, place {place} of {len(able)}'
+        numbers = dict(place=place, of=len(able), promise=promise(s), median_quality=middle)
+        said = f'promise {promise(s):.3f} (diagonality {s.diagonality:.2f}, score {s.score:.2f}), place {place} of {len(able)}'
         if s in going:
             note = ' although nobody meets the thresholds yet' if nobody else ''
             out.append(Decision('promote', s.trial, s.step, f'{s.trial} goes on{note}: {said}.', (_evidence(s, 'promising', said, **numbers),)))

@@ -112,10 +112,10 @@ def best_standing(
     trial: str,
     reader: MetricsReader,
 ) -> Standing:  # the first of equals
-    "A trial's best validation by score, then by quality"
+    "A trial's best validation by score, then by diagonality, as `best.pt` is chosen"
     usable = [s for s in (Standing(trial, step, m) for step, m in reader.validations()) if not s.problem]
     if not usable: return Standing(trial, reader.step, failure='it has no usable validation')
-    return max(usable, key=lambda s: (s.score, s.quality, -s.step))
+    return max(usable, key=lambda s: (s.score, s.diagonality, -s.step))
 
 # %% ../../nbs/tuner/62b_trials.ipynb #31306692
 @dataclass(frozen=True)
