@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tiny_corpus import TINY, make_tiny_corpus
 
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.hparams import create_hparams, format_overrides
+from tts_tuner.serve.synthesizer import Synthesizer
 from tts_tuner.training import trainer as module
 from tts_tuner.training.checkpoint import CheckpointFolder, load_checkpoint
 from tts_tuner.training.evaluate import Evaluation
@@ -122,6 +124,35 @@ def test_whole_run(unbroken):
     assert {p.name for p in (run_dir / 'samples' / 'step_000012').iterdir()} == {'00.npz', '00.wav', 'alignments.png'}
     facts = json.loads((run_dir / 'metadata.json').read_text())
     assert facts['data_digest'] and facts['libraries']['torch'] and facts['code']['version'] and facts['hardware']['cores']
+
+
+def test_what_is_set_aside_is_said(tiny, tmp_path):
+    root = tmp_path / 'corpus'
+    shutil.copytree(tiny[0], root)
+    rows = (root / 'metadata.csv').read_text().splitlines()
+    rows = [f'{row}|{"ann" if i % 2 else "bob"}' for i, row in enumerate(rows)]
+    rows += [f'gone{i:02d}|where is it|where is it' for i in range(12)] + ['empty||']
+    (root / 'metadata.csv').write_text('\n'.join(rows) + '\n')
+    said: list[str] = []
+    go((root, tiny[1]), tmp_path / 'run', until=1, console=said.append)
+    assert said[0].startswith('20 clips, 13 set aside') and 'There are 2 speakers' in said[1]
+    assert 'gone00 is set aside: its sound is missing' in said[2] and '3 more are set aside' in said[12]
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert all(f'gone{i:02d} is set aside' in log for i in range(12)) and 'empty is set aside: its text is empty' in log
+    ann = go((root, tiny[1]), tmp_path / 'ann', hparams(speaker='ann'), until=1, console=said.append)
+    assert ann['state'] == 'paused' and '10 clips, 0 set aside' in (tmp_path / 'ann' / 'train.log').read_text()
+
+
+def test_russian_letters_from_corpus_to_speech(tiny, tmp_path):
+    root = tmp_path / 'corpus'
+    shutil.copytree(tiny[0], root)
+    words = ['Ёлка', 'Объём', 'Щука', 'за+мок', 'Чай?', 'Снег', 'Юла', 'Мышь', 'Где мы', 'Хлеб']
+    (root / 'metadata.csv').write_text(''.join(f'clip{i:02d}|{w}|{w}\n' for i, w in enumerate(words)), encoding='utf-8')
+    ended = go((root, tiny[1]), tmp_path / 'run', hparams(language='ru', max_steps=2, eval_every=2))
+    assert ended['state'] == 'finished' and ended['step'] == 2
+    _, hp, table, _ = load(tmp_path / 'run' / 'checkpoints' / 'last.pt')
+    assert hp.language == 'ru' and {'ё', 'щ', 'ъ'} <= set(table.symbols)
+    assert Synthesizer.load(tmp_path / 'run' / 'checkpoints' / 'last.pt').say('Привет, ёжик').seconds > 0
 
 
 def test_pause_and_resume_is_bit_for_bit(tiny, unbroken, tmp_path):

@@ -41,6 +41,7 @@ class _DataHParams:
     "Text and sound: what the model reads and what it is asked to produce"
     frontend: str = hp('characters', 'what the text is turned into', arch=True, choices=('characters', 'phonemes'))
     language: str = hp('en', 'language of cleaners and synthesiser', choices=('en', 'ru'))
+    speaker: str = hp('', 'whose clips are used where metadata.csv names speakers; empty takes all')
     n_symbols: int = hp(60, 'rows of the symbol embedding; the trainer sets it to the size of the symbol table', 'symbols', arch=True, low=2)
     sample_rate: int = hp(22050, 'samples a second; files at another rate are resampled', 'Hz', low=4000, high=96000)
     n_fft: int = hp(1024, 'length of the Fourier transform', 'samples', low=64)

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from ..text.cleaners import clean
 from ..text.symbols import SymbolTable, UnknownSymbols
 
 # %% auto #0
-__all__ = ['LAYOUT', 'FULL_SCALE', 'DATA_README', 'Clip', 'Rejected', 'Corpus', 'corpus_digest', 'Row', 'read_metadata', 'Sound',
-           'measure_sound', 'CorpusLimits', 'sound_problem', 'text_problem', 'read_timings', 'read_held_out',
-           'find_sound', 'read_corpus', 'save_manifest', 'manifest_differences', 'make_data_folders']
+__all__ = ['LAYOUT', 'FULL_SCALE', 'DATA_README', 'Clip', 'Rejected', 'Corpus', 'aside_sentences', 'corpus_digest', 'Row',
+           'read_metadata', 'Sound', 'measure_sound', 'CorpusLimits', 'sound_problem', 'text_problem', 'read_timings',
+           'read_held_out', 'find_sound', 'read_corpus', 'save_manifest', 'manifest_differences', 'make_data_folders']
 
 # %% ../../nbs/data/20_corpus.ipynb #956cdf68
 @dataclass(frozen=True)
@@ -77,6 +77,19 @@ class Corpus:
         aside = f'{len(self.rejected)} set aside' if self.rejected else 'none set aside'
         length = f'{self.seconds / 60:.1f} minutes' if self.seconds >= 120 else f'{self.seconds:.0f} seconds'
         return f'{len(self)} clips, {length}, {aside}, digest {self.digest[:12]}'
+
+# %% ../../nbs/data/20_corpus.ipynb #b97130c8
+def aside_sentences(
+    rejected: Sequence[Rejected],
+    most: int | None = 10,  # clips named one by one; None names all of them
+    where: str = '',  # file that has them all, for the last sentence
+) -> list[str]:
+    "One sentence for each clip that was set aside"
+    named = rejected[:most]
+    lines = [f'{r.id or "A clip without a name"} is set aside: {r.reason.rstrip(".")}.' for r in named]
+    left = len(rejected) - len(named)
+    if left: lines.append(f'{left} more {"are" if left > 1 else "is"} set aside' + (f'; {where} names them all.' if where else '.'))
+    return lines
 
 # %% ../../nbs/data/20_corpus.ipynb #0f9aef0d
 def corpus_digest(
@@ -263,7 +276,7 @@ def _notes(sounds: Iterable[Sound], speakers: Counter[str], hp: HParams) -> list
             out.append(f'{count} clips have {rate} Hz and are brought to {hp.sample_rate} Hz; nothing above {rate // 2} Hz is in them.')
     if len(speakers) > 1:
         names = ', '.join(f'{name or "unnamed"} {count}' for name, count in speakers.most_common())
-        out.append(f'There are {len(speakers)} speakers ({names}) and the model has one voice; choose one of them, or expect a mixture.')
+        out.append(f'There are {len(speakers)} speakers ({names}) and the model has one voice; choose one with --hparams speaker=NAME, or expect a mixture.')
     return out
 
 # %% ../../nbs/data/20_corpus.ipynb #f97da36f
@@ -301,15 +314,15 @@ class _Reader:
 
 def read_corpus(
     root: str | Path,  # folder with metadata.csv and wavs
-    hp: HParams,  # frontend, language, sample rate
+    hp: HParams,  # frontend, language, speaker, sample rate
     limits: CorpusLimits | None = None,  # bounds for a usable clip; None takes the published ones
-    speaker: str | None = None,  # take only this speaker's clips
+    speaker: str | None = None,  # take only this speaker's clips; None takes hp.speaker's, or all
 ) -> Corpus:
     "Read and check a corpus; UserError when there is nothing to work with"
     root = Path(root)
     rows = read_metadata(root)
     ids = [r.id for r in rows]
-    if speaker is not None:
+    if speaker := speaker or hp.speaker:
         names = {r.speaker for r in rows}
         if speaker not in names: raise UserError(f'No clip in {root} is by speaker "{speaker}".{nearest(speaker, names)}')
         rows = [r for r in rows if r.speaker == speaker]

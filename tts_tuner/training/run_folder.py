@@ -68,9 +68,13 @@ class RunFolder:
         try: self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise UserError(f'The run folder {self.path} cannot be made ({e.strerror}); choose another with --run-dir.') from e
 
-    def say(self, line: str) -> None:
+    def say(
+        self,
+        line: str,
+        shown: bool = True,  # on the screen too
+    ) -> None:
         "A line for the screen and for `train.log`"
-        self.console(line)
+        if shown: self.console(line)
         with open(self.path / 'train.log', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {line}\n')
 
     def status(

@@ -207,7 +207,7 @@ class MLflowSink:
         self,
         run_dir: str | Path,  # run folder; the MLflow run's id is kept there
         uri: str = 'sqlite:///mlflow.db',  # tracking store
-        experiment: str = 'tts_tuner',  # name of the experiment
+        experiment: str = 'tacotron2_autotuning',  # name of the experiment
         run_name: str = '',  # name of the run; that of the folder when empty
         parent_run_id: str | None = None,  # MLflow run this one is a part of
         params: Mapping[str, Any] | None = None,  # hyper-parameters, as MLflow shows them

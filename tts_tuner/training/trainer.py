@@ -18,7 +18,7 @@ import torch
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
 from ..config.hparams import HParams, create_hparams, from_dict, to_dict
-from ..data.corpus import read_corpus
+from ..data.corpus import Corpus, aside_sentences, read_corpus
 from ..data.features import FeatureSet, build_features
 from ..data.loader import BatchStream, TTSDataset, split
 from ..model.tacotron2 import Tacotron2
@@ -167,6 +167,13 @@ def _fresh_or_resumed(folder: RunFolder, resume: bool, hp: HParams) -> dict[str,
     return state
 
 
+def _tell_data(folder: RunFolder, corpus: Corpus, features: FeatureSet) -> None:
+    "Say what is trained on, what is odd about it, and why each clip that is missing is missing"
+    folder.say(f'{len(features.ids)} clips, {len(features.rejected)} set aside, {len(features.table)} symbols')
+    for line in (*corpus.notes, *aside_sentences(features.rejected, where=str(folder.path / 'train.log'))): folder.say(line)
+    for line in aside_sentences(features.rejected, None)[10:]: folder.say(line, shown=False)
+
+
 def _failed(trainer: Trainer | None, folder: RunFolder, error: NonFinite) -> None:
     "Keep what is known about NaN or infinity: the report, and the state before it if that is sound"
     write_atomic(folder.path / 'failure.json', json.dumps(error.report.to_dict()))
@@ -190,7 +197,7 @@ def run_training(
     resume: bool = False,  # go on from the newest checkpoint of `run_dir`
     tracking: str = 'none',  # "none" or "mlflow"
     tracking_uri: str | None = None,  # sqlite:///mlflow.db when not given
-    experiment: str = 'tts_tuner',  # of MLflow
+    experiment: str = 'tacotron2_autotuning',  # of MLflow
     parent_run_id: str | None = None,  # MLflow run this one is a part of
     warm_start: str | Path | None = None,  # checkpoint whose weights are taken
     cache_dir: str | Path = 'data/cache',  # features and anchors
@@ -210,7 +217,7 @@ def run_training(
             corpus = read_corpus(Path(corpus_dir), hp)
             features = build_features(corpus, hp, cache)
             hp = replace(hp, n_symbols=len(features.table))
-            folder.say(f'{len(features.ids)} clips, {len(features.rejected)} set aside, {len(features.table)} symbols')
+            _tell_data(folder, corpus, features)
             folder.write_hparams(hp)
             facts = run_metadata(features.digest, dict(resumed_step=state['step'] if state else 0))
             write_atomic(folder.path / 'metadata.json', json.dumps(facts, indent=1))
