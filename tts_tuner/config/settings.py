@@ -110,7 +110,7 @@ RUNG_SHARES = (0.04, 0.3)  # usual places of the rungs, as shares of max_steps
 class Rungs(Strict):
     "When trials are compared, and how many are kept"
     steps: tuple[int, ...] = Field(default=(), description='steps at which trials are compared, before max_steps; none given: 4 % and 30 % of it')
-    keep: tuple[int, ...] = Field(default=(3, 2), description='trials kept at each of them')
+    keep: tuple[int, ...] = Field(default=(4, 2), description='trials kept at each of them; even numbers leave no core of two idle')
     cohort: int = Field(default=8, ge=2, description='trials that climb together; the next ones are proposed with knowledge of these')
     min_diagonality: float = Field(default=0.25, ge=0, le=1, description='first rung: less is given up')
     min_quality_ratio: float = Field(default=1 / 3, ge=0, le=1, description='first rung: a smaller share of the median quality is given up')
