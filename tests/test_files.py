@@ -42,6 +42,28 @@ def test_append_to_a_full_device():
     with pytest.raises(TTSTunerError, match='No space left'): append_line('/dev/full', 'line')
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_devices_and_pipes_are_written_to_and_stay(tmp_path, monkeypatch):
+    renamed = []
+    monkeypatch.setattr(os, 'replace', lambda *names: renamed.append(names))  # were it called, it would take the device from the machine
+    with pytest.raises(TTSTunerError, match='No space left'): write_atomic('/dev/full', 'x')
+    write_atomic('/dev/null', 'x')
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, b'through the pipe')
+    assert os.read(reader, 100) == b'through the pipe' and not renamed
+    os.close(reader)
+    with pytest.raises(TTSTunerError, match='directory'): write_atomic(tmp_path, 'x')
+
+
+def test_a_link_keeps_pointing_to_the_file_behind_it(tmp_path):
+    real = write_atomic(tmp_path / 'disk' / 'best.pt', 'old')
+    link = tmp_path / 'best.pt'
+    link.symlink_to(real)
+    assert write_atomic(link, 'new') == link and link.is_symlink() and real.read_text() == 'new'
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('in the way')
     with pytest.raises(TTSTunerError, match='cannot be written'): write_atomic(tmp_path / 'file' / 'x.txt', 'y')

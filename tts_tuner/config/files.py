@@ -47,14 +47,18 @@ def write_atomic(
     raw = data.encode() if isinstance(data, str) else data
     temp = ''
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+        if path.exists() and not path.is_file():  # a device or a pipe; a folder is refused by the system
+            with open(path, 'wb', buffering=0) as f: f.write(raw)
+            return path
+        real = path.resolve() if path.is_symlink() else path
+        real.parent.mkdir(parents=True, exist_ok=True)
+        handle, temp = tempfile.mkstemp(dir=real.parent, prefix=f'.{real.name}.', suffix='.tmp')
         with os.fdopen(handle, 'wb') as f:
             f.write(raw)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temp, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(temp, path)
+        os.chmod(temp, real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask())
+        os.replace(temp, real)
     except BaseException as e:
         if temp:
             with contextlib.suppress(FileNotFoundError): os.unlink(temp)
