@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tts_tuner.config.errors import TTSTunerError, UserError
+from tts_tuner.training import checkpoint
 from tts_tuner.training.checkpoint import CheckpointFolder, load_checkpoint, save_checkpoint
 
 
@@ -88,3 +89,24 @@ def test_newer_format_is_refused(tmp_path):
 def test_objects_are_refused(tmp_path):
     with pytest.raises(TypeError, match='state.extra is a set'): save_checkpoint(tmp_path / 'a.pt', dict(step=1, model={}, extra={1}))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_between_two_names_loses_no_best(tmp_path, monkeypatch):
+    "Whatever last.pt has seen as the best lies in best.pt: both names cannot move in one step"
+    kept = CheckpointFolder(tmp_path)
+    kept.save(state(1), best=True)
+    move = checkpoint._same_content
+
+    def killed(source, target):
+        move(source, target)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(checkpoint, '_same_content', killed)
+    with pytest.raises(KeyboardInterrupt): kept.save(state(2), best=True)
+    assert load_checkpoint(kept.best)['step'] >= load_checkpoint(kept.last)['step']
+
+
+@pytest.mark.parametrize('version', [None, 'new', 2])
+def test_another_version_is_named(tmp_path, version):
+    path = tmp_path / 'x.pt'
+    torch.save({'format': 'tts_tuner', 'step': 1} | ({'version': version} if version else {}), path)
+    with pytest.raises(UserError, match='format version'): load_checkpoint(path)

@@ -78,8 +78,9 @@ def load_checkpoint(
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
         raise UserError(f'{path} is damaged or is not a checkpoint; use another one of the same folder.') from e
     if not isinstance(state, dict) or state.get('format') != FORMAT: raise UserError(f'{path} was not written by tts_tuner; give one of its checkpoints.')
-    if state['version'] > VERSION:
-        raise UserError(f'{path} has format version {state["version"]}, this program reads up to {VERSION}; install a newer tts_tuner.')
+    version = state.get('version')
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(f'{path} has format version {version}, this program reads up to {VERSION}; install a newer tts_tuner.')
     return state
 
 # %% ../../nbs/training/50_checkpoint.ipynb #6b5d7b2c
@@ -150,8 +151,8 @@ class CheckpointFolder:
     ) -> Path:  # the step's file
         "Write the state, point `last.pt` (and `best.pt`) at it, let old ones go"
         path = save_checkpoint(self.path / f'step_{state["step"]:08d}.pt', state)
+        if best: _same_content(path, self.best)  # first: a run that is killed here goes on from the old last.pt and finds the same best again
         _same_content(path, self.last)
-        if best: _same_content(path, self.best)
         self._let_go(newest=state['step'])
         return path
 
