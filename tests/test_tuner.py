@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import make_tiny_corpus
 
 from tts_tuner.config.contracts import read_decisions
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.settings import RunSettings, load_settings
-from tts_tuner.tuner.loop import Data, StudyStopped, replay, run_study
+from tts_tuner.tuner.loop import Data, StudyStopped, keep_facts, prepare_data, replay, run_study
 from tts_tuner.tuner.opt_engine import OptEngine, repair_journal
 from tts_tuner.tuner.trainer_wrapper import TrainerJob, TrainerProcess, ending_of, find_trainer, stop_trainers
 from tts_tuner.tuner.trials import PlainView, read_status
@@ -164,6 +165,23 @@ def test_nothing_can_be_trained(tmp_path):
     with pytest.raises(TTSTunerError, match='could be trained: .*learning_rat'):
         go(settings, trainer=(sys.executable, '-c', 'import sys; print("There is no learning_rat.", file=sys.stderr); sys.exit(2)'))
     assert go(settings).winner, 'such a failure is not held against the trials'
+
+
+def test_a_mistyped_corpus_begins_no_study(tmp_path):
+    def missing(settings, say): raise UserError('There is no folder my_vioce.')
+    with pytest.raises(UserError, match='my_vioce'): run_study(make(tmp_path, corpus='my_vioce'), Silent(), trainer=FAKE, prepare=missing)
+    assert go(make(tmp_path, corpus='my_voice')).winner, 'the same study name with the right folder'
+
+
+def test_a_changed_corpus_is_refused_before_anything_is_replaced(tmp_path):
+    corpus = make_tiny_corpus(tmp_path / 'corpus')
+    settings = make(tmp_path, corpus=str(corpus), data=str(tmp_path / 'data'), hparams='frontend=characters,max_steps=200,device=cpu')
+    keep_facts(settings, prepare_data(settings, lambda line: None))
+    before = (settings.folder / 'manifest.json').read_bytes()
+    lines = (corpus / 'metadata.csv').read_text().splitlines(keepends=True)
+    (corpus / 'metadata.csv').write_text(''.join(lines[1:]))
+    with pytest.raises(UserError, match='has changed'): prepare_data(settings, lambda line: None)
+    assert (settings.folder / 'manifest.json').read_bytes() == before
 
 
 def test_full_disk_is_not_held_against_a_trial(tmp_path):

@@ -182,7 +182,7 @@ def prepare_data(
     say: Callable[[str], None],
 ) -> Data:
     "Read and check the corpus, make the feature cache; the demonstration corpus is made when none is given"
-    from tts_tuner.data.corpus import read_corpus, save_manifest
+    from tts_tuner.data.corpus import aside_sentences, read_corpus, save_manifest
     from tts_tuner.data.features import build_features
     root = settings.corpus
     if root is None:
@@ -191,13 +191,22 @@ def prepare_data(
     hp, cache = settings.base_hparams(), Path(settings.data) / 'cache'
     corpus = read_corpus(root, hp)
     features = build_features(corpus, hp, cache)
+    _facts(settings, root, features.digest)  # before the manifest of other data is replaced
     usable = set(features.ids)
     used = replace(corpus, clips=tuple(c for c in corpus.clips if c.id in usable), rejected=features.rejected)
     save_manifest(used, settings.folder / 'manifest.json')  # the report tells what was used and what was set aside
-    n = len(features.rejected)
-    aside = f', {n} set aside ({features.rejected[0].id}: {features.rejected[0].reason}{", ..." if n > 1 else ""})' if n else ''
-    say(f'{len(features.ids)} clips of {root} are ready{aside}.')
+    say(f'{len(features.ids)} clips of {root} are ready' + (f', {len(features.rejected)} set aside.' if features.rejected else '.'))
+    for line in (*corpus.notes, *aside_sentences(features.rejected, where=str(settings.folder / 'manifest.json'))): say(line)
     return Data(str(root), features.digest, str(cache))
+
+
+def _facts(settings: RunSettings, corpus: str, digest: str) -> dict[str, Any]:
+    "What study.json knows; UserError when the study was begun with other data"
+    path = settings.folder / 'study.json'
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(digest=digest, cohorts=[])
+    if known['digest'] != digest:
+        raise UserError(f'The corpus in {corpus} has changed since this study was begun; give another --study name for the new data.')
+    return known
 
 
 def keep_facts(
@@ -205,12 +214,9 @@ def keep_facts(
     data: Data,
 ) -> list[int]:  # sizes of the cohorts
     "Write study.json: data and cohorts of this study; UserError when it was begun with other data"
-    path = settings.folder / 'study.json'
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(digest=data.digest, cohorts=[])
-    if known['digest'] != data.digest:
-        raise UserError(f'The corpus in {data.corpus} has changed since this study was begun; give another --study name for the new data.')
+    known = _facts(settings, data.corpus, data.digest)
     sizes = cohorts(settings.n_trials, settings.rungs.cohort, known['cohorts'])
-    write_atomic(path, json.dumps(dict(corpus=data.corpus, digest=data.digest, cohorts=sizes)))
+    write_atomic(settings.folder / 'study.json', json.dumps(dict(corpus=data.corpus, digest=data.digest, cohorts=sizes)))
     return sizes
 
 # %% ../../nbs/tuner/65_loop.ipynb #2231b2bd
@@ -351,13 +357,6 @@ class StudyResult:
     corpus: str  # folder of the recordings
 
 
-def _settle(settings: RunSettings) -> None:
-    "Write config.yaml, after making sure that it is the same study"
-    path = settings.folder / 'config.yaml'
-    if path.exists(): check_same_study(load_settings(path), settings)
-    save_settings(path, settings)
-
-
 def run_study(
     settings: RunSettings,
     view: StudyView | None = None,  # shows the study; None prints sentences
@@ -368,9 +367,11 @@ def run_study(
     "Run a study, or go on with it; StudyStopped when it was asked to stop, TTSTunerError when no trial could be trained"
     view, begun = view or PlainView(), time.monotonic()
     with study_lock(settings.folder):
-        _settle(settings)
+        config = settings.folder / 'config.yaml'
+        if config.exists(): check_same_study(load_settings(config), settings)
         data = prepare(settings, view.say)
         sizes = keep_facts(settings, data)
+        save_settings(config, settings)  # not before: a corpus that cannot be read begins no study
         with noted_signals() as signals:
             study = Study(settings, data, view, trainer, poll, signals)
             study.tracker.start(settings.study, settings.model_dump(mode='json', exclude={'tracking'}), {'digest': data.digest})
