@@ -131,7 +131,9 @@ class Tracker:
         def work() -> None:
             self._client, self._experiment = connect_mlflow(self.tracking.uri, self.tracking.experiment)
             known = 'study' in self._runs
-            parent = self._run('study', study, {'tts_tuner.study': study, **tags})
+            from tts_tuner.training.metadata import as_tags, run_metadata
+            facts = {} if known else as_tags(run_metadata(tags.get('digest', '')))
+            parent = self._run('study', study, {'tts_tuner.study': study, **facts, **tags})
             if known: self._client.update_run(parent, status='RUNNING')
             else: self._params(parent, params)
         self._do(work)
@@ -162,12 +164,21 @@ class Tracker:
         rows = list(rows)
         def work() -> None:
             from mlflow.entities import Metric
+            if not self._runs[name]['sent']: self._facts(name)
             numbers = thin(rows, self._runs[name]['sent'])
             for part in batches(numbers): self._client.log_batch(self._runs[name]['id'], metrics=[Metric(*n) for n in part])
             if not numbers: return
             self._runs[name]['sent'] = max(float(r.get('time', 0.0)) for r in rows)
             self._keep()
         self._do(work)
+
+    def _facts(self, name: str) -> None:
+        "Tag a trial's run with what its trainer wrote down about code, environment and machine"
+        from mlflow.entities import RunTag
+        from tts_tuner.training.metadata import as_tags
+        for path in sorted(self.folder.glob(f'{name}/g*/metadata.json'))[-1:]:
+            facts = as_tags(json.loads(path.read_text()))
+            self._client.log_batch(self._runs[name]['id'], tags=[RunTag(k, v) for k, v in facts.items()])
 
     def artifacts(self, name: str, folder: Path, place: str) -> None:
         "Keep the files of a folder with a run"
