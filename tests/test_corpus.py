@@ -17,12 +17,14 @@ from helpers import make_tiny_corpus, tiny_hparams
 
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.hparams import create_hparams
+from tts_tuner.config.settings import RunSettings
 from tts_tuner.data import features as features_module
 from tts_tuner.data.corpus import make_data_folders, read_corpus
 from tts_tuner.data.demo import make_demo_corpus
 from tts_tuner.data.features import build_features
 from tts_tuner.data.loader import BatchStream, TTSDataset, split
 from tts_tuner.text.frontend import tokenize
+from tts_tuner.tuner.loop import prepare_data
 
 RATE = 22050
 
@@ -159,6 +161,17 @@ def test_first_start_makes_folders_and_touches_nothing(tmp_path):
     assert all(f.is_dir() for f in folders.values()) and (folders['corpus'] / 'metadata.csv').read_text() == 'mine'
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='cannot be made'): make_data_folders(tmp_path / 'file')
+
+
+def test_a_study_makes_its_folders_and_says_what_was_set_aside(tmp_path, bad_corpus):
+    said: list[str] = []
+    settings = RunSettings(corpus=str(bad_corpus.root), data=str(tmp_path / 'data'), runs=str(tmp_path / 'runs'), hparams=dict(frontend='characters', n_mels=20))
+    data = prepare_data(settings, said.append)
+    assert {p.name for p in (tmp_path / 'data').iterdir()} == {'README.txt', 'corpus', 'demo', 'cache'} and data.cache == str(tmp_path / 'data' / 'cache')
+    assert said[0].startswith('4 clips of ') and said[0].endswith(f'{len(bad_corpus.rejected)} set aside.')
+    assert said[1:11] == [f'{r.id} is set aside: {r.reason}.' for r in bad_corpus.rejected[:10]] and said[11].endswith('manifest.json names them all.')
+    kept = json.loads((settings.folder / 'manifest.json').read_text())
+    assert [r['id'] for r in kept['rejected']] == [r.id for r in bad_corpus.rejected]
 
 
 def test_44_khz_is_read_at_22_khz(tmp_path):

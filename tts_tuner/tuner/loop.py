@@ -182,13 +182,14 @@ def prepare_data(
     say: Callable[[str], None],
 ) -> Data:
     "Read and check the corpus, make the feature cache; the demonstration corpus is made when none is given"
-    from tts_tuner.data.corpus import aside_sentences, read_corpus, save_manifest
+    from tts_tuner.data.corpus import aside_sentences, make_data_folders, read_corpus, save_manifest
     from tts_tuner.data.features import build_features
+    folders = make_data_folders(settings.data)
     root = settings.corpus
     if root is None:
         from tts_tuner.data.demo import make_demo_corpus
-        root = str(make_demo_corpus(Path(settings.data) / 'demo'))
-    hp, cache = settings.base_hparams(), Path(settings.data) / 'cache'
+        root = str(make_demo_corpus(folders['demo']))
+    hp, cache = settings.base_hparams(), folders['cache']
     corpus = read_corpus(root, hp)
     features = build_features(corpus, hp, cache)
     _facts(settings, root, features.digest)  # before the manifest of other data is replaced
