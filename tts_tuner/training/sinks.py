@@ -76,9 +76,12 @@ class JsonlSink:
     def flush(self) -> None:
         self._written = time.monotonic()
         if not self._lines: return
+        before = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, 'a', encoding='utf-8') as f: f.write(''.join(self._lines))
-        except OSError as e: raise TTSTunerError(f'{self.path} cannot be written ({e.strerror or e}); free some space and resume the run.') from e
+        except OSError as e:
+            with contextlib.suppress(OSError): os.truncate(self.path, before)  # the lines are written whole or not at all
+            raise TTSTunerError(f'{self.path} cannot be written ({e.strerror or e}); free some space and resume the run.') from e
         self._lines.clear()
 
     def close(self, state: str = 'finished') -> None: self.flush()
@@ -86,12 +89,19 @@ class JsonlSink:
 
 def read_metrics(
     path: str | Path,  # a `metrics.jsonl`, perhaps still being written
-) -> list[dict[str, float]]:  # one dictionary a line; a torn last line is left out
+) -> list[dict[str, float]]:  # one dictionary a line; torn lines are left out
     "Read a stream of metrics; an absent file is an empty one"
     path = Path(path)
     if not path.is_file(): return []
     *whole, _ = path.read_bytes().split(b'\n')
-    return [json.loads(line) for line in whole if line]
+    return [row for line in whole if (row := _row(line)) is not None]
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    "What a line says; None when it was damaged"
+    try: row = json.loads(line)
+    except ValueError: return None
+    return row if isinstance(row, dict) and isinstance(row.get('step'), int) else None
 
 # %% ../../nbs/training/51_sinks.ipynb #a33ee148
 def rewind(
@@ -104,7 +114,7 @@ def rewind(
     keep: list[bytes] = []
     cut: list[bytes] = []
     *whole, torn = path.read_bytes().split(b'\n')
-    for line in whole: (keep if line and json.loads(line)['step'] <= step else cut).append(line)
+    for line in whole: (keep if (row := _row(line)) and row['step'] <= step else cut).append(line)
     if torn: cut.append(torn)
     if not cut: return 0
     with open(path.with_name(f'{path.stem}.cut{path.suffix}'), 'ab') as f: f.write(b'\n'.join(cut) + b'\n')
@@ -164,6 +174,12 @@ def telemetry_off() -> None:
     for name, value in dict(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true').items(): os.environ.setdefault(name, value)
 
 
+def _impatient() -> None:
+    "Let MLflow give up a server that does not answer after seconds; its own habit is minutes, which a run would have to wait for at its end"
+    for name, value in dict(REQUEST_TIMEOUT='30', REQUEST_MAX_RETRIES='1', REQUEST_BACKOFF_FACTOR='1').items():
+        os.environ.setdefault(f'MLFLOW_HTTP_{name}', value)
+
+
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     "Only one process at a time makes a new SQLite store; two at once spoil it"
@@ -183,6 +199,7 @@ def connect_mlflow(
 ) -> tuple[Any, str]:  # client, id of the experiment
     "Connect to a tracking store; SQLite stores keep their artifacts in `mlartifacts` beside the file"
     telemetry_off()
+    _impatient()
     import logging
 
     from mlflow.tracking import MlflowClient
