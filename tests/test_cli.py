@@ -345,6 +345,20 @@ def test_demo_corpus(tts_tune, tmp_path):
     assert code == 0 and len(list((tmp_path / 'd/wavs').glob('*.wav'))) == 12 and 'tts-tune run --corpus d' in out
 
 
+def test_resume_goes_on_with_the_settings_of_the_run(tts_tune, monkeypatch, tmp_path):
+    from tts_tuner.config.hparams import create_hparams
+    from tts_tuner.training import trainer
+    from tts_tuner.training.run_folder import RunFolder
+
+    seen = {}
+    monkeypatch.setattr(trainer, 'run_training', lambda corpus, run_dir, hp, **rest: seen.update(hp=hp))
+    RunFolder(tmp_path / 'run').write_hparams(create_hparams('paper', 'max_steps=600,learning_rate=1e-5'))
+    tts_tune('train', '--corpus', 'c', '--run-dir', 'run', '--resume', '--hparams', 'batch_size=3')
+    assert seen['hp'] == create_hparams('paper', 'max_steps=600,learning_rate=1e-5,batch_size=3')
+    tts_tune('train', '--corpus', 'c', '--run-dir', 'run', '--resume', '--preset', 'small')
+    assert seen['hp'] == create_hparams('small'), 'a preset that is named wins'
+
+
 def test_train_hands_everything_on(tts_tune, monkeypatch):
     import tts_tuner.training.trainer
 

@@ -196,12 +196,20 @@ def _print_hparams(wanted: bool) -> None:
     raise typer.Exit
 
 
+def _own_hparams(run_dir: Path) -> dict[str, Any] | None:
+    "The settings a run was started with, None where it has none yet"
+    import yaml
+
+    path = run_dir / 'hparams.yaml'
+    return dict(yaml.safe_load(path.read_text(encoding='utf-8'))) if path.is_file() else None
+
+
 @_verb('train', 'tts-tune train --corpus data/demo --run-dir runs/by_hand --preset small --hparams "max_steps=600"',
        'tts-tune train --corpus data/demo --run-dir runs/by_hand --resume', 'tts-tune train --help-hparams')
 def train(
     corpus: Annotated[Path, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/.')],
     run_dir: Annotated[Path, typer.Option('--run-dir', help='Folder of this run: checkpoints, metrics, samples.')],
-    preset: Annotated[str, typer.Option(help='Base of the hyper-parameters: small, paper or default.')] = 'small',
+    preset: Annotated[str | None, typer.Option(help='Base of the hyper-parameters: small, paper or default. [small; with --resume those of the run]')] = None,
     hparams: Annotated[str, typer.Option(help='Changes to it: "learning_rate=1e-3,batch_size=16".')] = '',
     until: Annotated[int | None, typer.Option(min=1, help='Pause at this step; max_steps stays the length of the schedule.')] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the run folder.')] = False,
@@ -216,9 +224,10 @@ def train(
 ) -> None:
     "Train one model. Ctrl-C stops it with a checkpoint."
     if tracking not in ('none', 'mlflow'): raise UserError(f'--tracking is none or mlflow, not "{tracking}".')
-    from tts_tuner.config.hparams import create_hparams
+    from tts_tuner.config.hparams import create_hparams, parse_overrides
 
-    hp = create_hparams(preset, hparams)
+    known = _own_hparams(run_dir) if resume and preset is None else None
+    hp = create_hparams(preset or 'small', hparams) if known is None else create_hparams('default', {**known, **parse_overrides(hparams)})
     from tts_tuner.training.trainer import run_training
 
     run_training(corpus, run_dir, hp, until=until, resume=resume, tracking=tracking, tracking_uri=tracking_uri, experiment=experiment,

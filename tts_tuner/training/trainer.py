@@ -17,7 +17,7 @@ import torch
 
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
-from ..config.hparams import HParams, create_hparams, from_dict, to_dict
+from ..config.hparams import HParams, create_hparams, differences, from_dict, to_dict
 from ..data.corpus import Corpus, aside_sentences, read_corpus
 from ..data.features import FeatureSet, build_features
 from ..data.loader import BatchStream, TTSDataset, split
@@ -75,9 +75,11 @@ class Resumable:
         "Go on from a checkpoint; UserError when it belongs to another architecture or symbol table"
         check_architecture(state, self.hp, self.features.table, 'resume with the settings the run was started with, or choose another run folder')
         self.learner.load(state)
-        if state['digest'] == self.features.digest: self.stream.load_state_dict(state['sampler'])
-        else: self.folder.say('The corpus has changed since the checkpoint; the order of clips starts anew.')
-        self.best, self.last_metrics = (float(state['best_score'][0]), float(state['best_score'][1])), dict(state['metrics'])
+        if state['digest'] == self.features.digest:
+            self.stream.load_state_dict(state['sampler'])
+            self.best = float(state['best_score'][0]), float(state['best_score'][1])
+        else: self.folder.say('The corpus has changed since the checkpoint; the order of clips and the search for the best start anew.')
+        self.last_metrics = dict(state['metrics'])
         set_rng_state(state['rng'])
 
 # %% ../../nbs/training/55_trainer.ipynb #6b5b59b3
@@ -174,6 +176,12 @@ def _tell_data(folder: RunFolder, corpus: Corpus, features: FeatureSet) -> None:
     for line in aside_sentences(features.rejected, None)[10:]: folder.say(line, shown=False)
 
 
+def _tell_changes(folder: RunFolder, state: Mapping[str, Any], hp: HParams) -> None:
+    "Say which settings are not those the run was saved with"
+    changed = differences(from_dict(state['hparams']), hp)
+    if changed: folder.say('Settings that change from here on: ' + ', '.join(f'{k} from {a} to {b}' for k, (a, b) in changed.items()) + '.')
+
+
 def _failed(trainer: Trainer | None, folder: RunFolder, error: NonFinite) -> None:
     "Keep what is known about NaN or infinity: the report, and the state before it if that is sound"
     write_atomic(folder.path / 'failure.json', json.dumps(error.report.to_dict()))
@@ -218,13 +226,16 @@ def run_training(
             features = build_features(corpus, hp, cache)
             hp = replace(hp, n_symbols=len(features.table))
             _tell_data(folder, corpus, features)
-            folder.write_hparams(hp)
+            if state is None: folder.write_hparams(hp)
             facts = run_metadata(features.digest, dict(resumed_step=state['step'] if state else 0))
             write_atomic(folder.path / 'metadata.json', json.dumps(facts, indent=1))
             sinks = _sinks(folder, hp, state['step'] if state else None, tensorboard, tracking, facts,
                            uri=tracking_uri or 'sqlite:///mlflow.db', experiment=experiment, parent_run_id=parent_run_id)
             trainer = Trainer(hp, features, folder, sinks, stop, cache, n_samples)
-            if state: trainer.resume(state)
+            if state:
+                trainer.resume(state)
+                _tell_changes(folder, state, hp)
+                folder.write_hparams(hp)  # not before: a checkpoint that does not fit leaves the folder as it was
             elif warm_start: _start_warm(trainer, Path(warm_start), fresh_if_different)
             ended = trainer.run(until)
         except BaseException as e:  # whatever ends the run is written down for those who watch, then raised on
