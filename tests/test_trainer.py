@@ -20,7 +20,7 @@ from tts_tuner.training import trainer as module
 from tts_tuner.training.checkpoint import CheckpointFolder, load_checkpoint
 from tts_tuner.training.evaluate import Evaluation
 from tts_tuner.training.guard import NonFinite
-from tts_tuner.training.sinks import read_metrics
+from tts_tuner.training.sinks import JsonlSink, read_metrics
 from tts_tuner.training.trainer import export_model, load, run_training, validate
 
 HERE = Path(__file__).parent
@@ -146,7 +146,7 @@ def test_what_is_set_aside_is_said(tiny, tmp_path):
 def test_russian_letters_from_corpus_to_speech(tiny, tmp_path):
     root = tmp_path / 'corpus'
     shutil.copytree(tiny[0], root)
-    words = ['Ёлка', 'Объём', 'Щука', 'за+мок', 'Чай?', 'Снег', 'Юла', 'Мышь', 'Где мы', 'Хлеб']
+    words = ['Ёлка', 'Объём', 'Щука', 'з+амок', 'Чай?', 'Снег', 'Юла', 'Мышь', 'Где мы', 'Хлеб']
     (root / 'metadata.csv').write_text(''.join(f'clip{i:02d}|{w}|{w}\n' for i, w in enumerate(words)), encoding='utf-8')
     ended = go((root, tiny[1]), tmp_path / 'run', hparams(language='ru', max_steps=2, eval_every=2))
     assert ended['state'] == 'finished' and ended['step'] == 2
@@ -316,6 +316,67 @@ def test_resume_with_other_settings(tiny, tmp_path):
     assert [m['learning_rate'] for m in read_metrics(tmp_path / 'run' / 'metrics.jsonl')][3:] == [1e-3, 1e-3]
     state = load_checkpoint(tmp_path / 'run' / 'checkpoints' / 'last.pt')
     assert state['hparams']['adam_beta2'] == 0.9 and float(state['optimizer']['count']) == 5
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'Settings that change from here on' in log and f'learning_rate from {hparams().learning_rate} to 0.001' in log
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(tiny, tmp_path):
+    go(tiny, tmp_path / 'run', until=1)
+    before = (tmp_path / 'run' / 'hparams.yaml').read_bytes()
+    with pytest.raises(UserError, match='another architecture'): go(tiny, tmp_path / 'run', hparams(decoder_rnn_dim=32), resume=True)
+    assert (tmp_path / 'run' / 'hparams.yaml').read_bytes() == before
+
+
+def test_other_held_out_clips_are_another_corpus(tiny, tmp_path):
+    "What was trained on must not be validated on as if it were new, nor be compared with the best of other sentences"
+    corpus = make_tiny_corpus(tmp_path / 'corpus')
+    (corpus / 'held_out.txt').write_text('clip00\nclip01\nclip02\n')
+    go((corpus, tmp_path / 'cache'), tmp_path / 'run', until=6)
+    (corpus / 'held_out.txt').write_text('clip03\nclip04\nclip05\n')
+    said = []
+    go((corpus, tmp_path / 'cache'), tmp_path / 'run', resume=True, console=said.append)
+    assert any('corpus has changed' in line for line in said)
+
+
+def test_a_line_torn_in_the_middle_does_not_stop_a_resume(tiny, tmp_path):
+    go(tiny, tmp_path / 'run', until=3)
+    stream = tmp_path / 'run' / 'metrics.jsonl'
+    lines = stream.read_text().splitlines(keepends=True)
+    stream.write_text(lines[0] + lines[1][:30] + lines[1] + lines[2])  # half a line from a full disk, then the whole of it
+    go(tiny, tmp_path / 'run', resume=True, until=4)
+    assert [m['step'] for m in read_metrics(stream)] == [1, 3, 4]
+    assert len((tmp_path / 'run' / 'metrics.cut.jsonl').read_text().splitlines()) == 1
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path):
+    import resource
+    sink, (soft, hard) = JsonlSink(tmp_path / 'metrics.jsonl', seconds=1e9), resource.getrlimit(resource.RLIMIT_FSIZE)
+    sink.log(1, dict(a=1.0))
+    sink.flush()
+    whole = sink.path.read_bytes()
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))
+        sink.log(2, dict(a=2.0))
+        with pytest.raises(TTSTunerError, match='cannot be written'): sink.flush()
+        assert sink.path.read_bytes() == whole
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    sink.flush()
+    assert [m['step'] for m in read_metrics(sink.path)] == [1, 2]
+
+
+def test_few_mel_bands(tiny, tmp_path):
+    assert go(tiny, tmp_path / 'run', hparams(n_mels=8), until=1)['metrics']['mcd'] > 0
+
+
+def test_a_server_that_is_not_there_costs_seconds(tmp_path):
+    "MLflow's own patience is minutes; the study would wait for it at its end"
+    code = ("import sys, time; from tts_tuner.training.sinks import connect_mlflow; t = time.monotonic()\n"
+            "try: connect_mlflow('http://localhost:1', 'x')\nexcept Exception: print(time.monotonic() - t)")
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert float(out.stdout) < 20, out.stderr
 
 
 def test_a_run_is_not_written_over(tiny, unbroken):

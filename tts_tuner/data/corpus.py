@@ -94,9 +94,11 @@ def aside_sentences(
 # %% ../../nbs/data/20_corpus.ipynb #0f9aef0d
 def corpus_digest(
     clips: Iterable[Clip],  # in any order
+    held_out: Iterable[str] = (),  # ids that are kept from training
 ) -> str:  # 64 hexadecimal digits
-    "SHA-256 over ids, texts, speakers and sounds of `clips`"
+    "SHA-256 over ids, texts, speakers and sounds of `clips`, and over what is held out by name"
     digest = hashlib.sha256()
+    for name in sorted(held_out): digest.update(f'held out {name}\n'.encode())
     for clip in sorted(clips, key=lambda c: c.id):
         for part in (clip.id, clip.text, clip.speaker, clip.sha256):
             raw = part.encode()
@@ -333,7 +335,8 @@ def read_corpus(
     if not clips: raise UserError(f'None of the {len(rows)} clips in {root} can be used; the first is {rejected[0].id}: {rejected[0].reason}.')
     timings, notes = read_timings(root, [c.id for c in clips])
     notes += _notes(reader.sounds, Counter(c.speaker for c in clips), hp)
-    return Corpus(root, clips, rejected, corpus_digest(clips), timings, read_held_out(root, ids), tuple(notes))
+    held_out = read_held_out(root, ids)
+    return Corpus(root, clips, rejected, corpus_digest(clips, held_out), timings, held_out, tuple(notes))
 
 # %% ../../nbs/data/20_corpus.ipynb #8f269ed0
 def save_manifest(

@@ -94,7 +94,8 @@ def cepstral_distance(
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()): return math.nan
     if a.shape[1:] != b.shape[1:]: raise ValueError(f'both log-mels need the same bands; they have {a.shape[1:]} and {b.shape[1:]}')
-    C = _frame_distances(cepstra(a), cepstra(b)) * math.sqrt(2 / a.shape[1])
+    n = min(N_CEPSTRA, a.shape[1] - 1)  # a spectrum of few bands has fewer
+    C = _frame_distances(cepstra(a, n), cepstra(b, n)) * math.sqrt(2 / a.shape[1])
     path = dtw(C)
     return float(DECIBEL * C[path[:, 0], path[:, 1]].mean())
 
@@ -116,11 +117,13 @@ def mean_frame_distance(
     mean: ArrayLike,  # [M] mean frame of the training clips
 ) -> float:  # decibels, mean over clips
     "Cepstral distance between each clip and the constant mean frame of the same length"
-    centre = cepstra(np.asarray(mean, np.float64)[None])
+    mean = np.asarray(mean, np.float64)
+    n = min(N_CEPSTRA, len(mean) - 1)
+    centre = cepstra(mean[None], n)
     clips = [np.asarray(x, np.float64) for x in logmels]
     if not clips: raise ValueError('there are no clips to measure')
     scale = DECIBEL * math.sqrt(2 / clips[0].shape[1])
-    return float(scale * np.mean([np.linalg.norm(cepstra(x) - centre, axis=1).mean() for x in clips]))
+    return float(scale * np.mean([np.linalg.norm(cepstra(x, n) - centre, axis=1).mean() for x in clips]))
 
 
 def copy_synthesis_distance(
