@@ -25,8 +25,8 @@ except ImportError:  # Windows: runs that make the same new database at the same
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['MetricSink', 'JsonlSink', 'read_metrics', 'rewind', 'TensorBoardSink', 'telemetry_off', 'connect_mlflow',
-           'MLflowSink', 'SinkGroup']
+__all__ = ['MetricSink', 'JsonlSink', 'read_metrics', 'rewind', 'TensorBoardSink', 'telemetry_off', 'tracker_trouble',
+           'connect_mlflow', 'MLflowSink', 'SinkGroup']
 
 # %% ../../nbs/training/51_sinks.ipynb #328cfe27
 @runtime_checkable
@@ -174,6 +174,16 @@ def telemetry_off() -> None:
     for name, value in dict(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true').items(): os.environ.setdefault(name, value)
 
 
+def tracker_trouble(
+    error: BaseException,  # what MLflow, its database or the network raised
+) -> str:  # "Connection refused"
+    "What went wrong, in a few words: the system's own at the bottom of a chain of exceptions, or the first line at its top"
+    bottom = error
+    while (cause := bottom.__cause__ or bottom.__context__) is not None: bottom = cause
+    if isinstance(bottom, OSError) and bottom.strerror: return bottom.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _impatient() -> None:
     "Let MLflow give up a server that does not answer after seconds; its own habit is minutes, which a run would have to wait for at its end"
     for name, value in dict(REQUEST_TIMEOUT='30', REQUEST_MAX_RETRIES='1', REQUEST_BACKOFF_FACTOR='1').items():
@@ -262,7 +272,7 @@ class MLflowSink:
 
     def _fail(self, why: object) -> None:
         if self.failure: return
-        reason = str(why).splitlines()[0] if str(why) else type(why).__name__
+        reason = tracker_trouble(why) if isinstance(why, BaseException) else str(why)
         self.failure = f'MLflow at {self.uri} is not written any more ({reason}); training goes on.'
         self.say(self.failure)
 

@@ -20,7 +20,7 @@ from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError
 from ..config.files import sha256_file, write_atomic
 from ..config.settings import Tracking
-from ..training.sinks import connect_mlflow
+from ..training.sinks import connect_mlflow, tracker_trouble
 
 # %% auto #0
 __all__ = ['thin', 'batches', 'Deployed', 'decide_deployment', 'hand_over', 'Tracker']
@@ -106,8 +106,7 @@ class Tracker:
             if self.failure: return None
             try: return work()
             except Exception as e:  # whatever the tracker or its database raises must not end a study; it is said aloud
-                reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-                self.failure = f'MLflow at {self.tracking.uri} is not written any more ({reason}); the study goes on and {self.folder} has everything.'
+                self.failure = f'MLflow at {self.tracking.uri} is not written any more ({tracker_trouble(e)}); the study goes on and {self.folder} has everything.'
                 self.say(self.failure)
                 return None
         return self._pool.submit(guarded)
