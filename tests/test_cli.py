@@ -345,6 +345,10 @@ def test_demo_corpus(tts_tune, tmp_path):
     assert code == 0 and len(list((tmp_path / 'd/wavs').glob('*.wav'))) == 12 and 'tts-tune run --corpus d' in out
 
 
+@pytest.mark.parametrize('device', ['cuda:77', 'foo'])
+def test_a_device_that_is_not_there(tts_tune, voice, device): one_sentence(tts_tune('synth', 'hello', '--model', voice[0], '--device', device), 2, device, 'auto')
+
+
 def test_resume_goes_on_with_the_settings_of_the_run(tts_tune, monkeypatch, tmp_path):
     from tts_tuner.config.hparams import create_hparams
     from tts_tuner.training import trainer

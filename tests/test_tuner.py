@@ -17,8 +17,9 @@ from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.settings import RunSettings, load_settings
 from tts_tuner.tuner.loop import Data, StudyStopped, keep_facts, prepare_data, replay, run_study
 from tts_tuner.tuner.opt_engine import OptEngine, repair_journal
+from tts_tuner.tuner.rungs import choose_winner
 from tts_tuner.tuner.trainer_wrapper import TrainerJob, TrainerProcess, ending_of, find_trainer, stop_trainers
-from tts_tuner.tuner.trials import PlainView, read_status
+from tts_tuner.tuner.trials import MetricsReader, PlainView, best_standing, read_status
 
 FAKE = (sys.executable, str(Path(__file__).with_name('fake_trainer.py')))
 
@@ -165,6 +166,19 @@ def test_nothing_can_be_trained(tmp_path):
     with pytest.raises(TTSTunerError, match='could be trained: .*learning_rat'):
         go(settings, trainer=(sys.executable, '-c', 'import sys; print("There is no learning_rat.", file=sys.stderr); sys.exit(2)'))
     assert go(settings).winner, 'such a failure is not held against the trials'
+
+
+def test_the_step_that_wins_is_the_one_whose_weights_are_kept(tmp_path):
+    "Among validations of one score the trainer keeps the best aligned as best.pt, and so must the tuner say"
+    rows = [dict(step=s, time=s, alignment_score=d, attention_focus=f, attention_monotonicity=1, attention_coverage=1, success=0.5, score=0)
+            for s, d, f in ((10, 0.5, 0.9), (20, 0.8, 0.2), (30, 0.8, 0.3))]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    reader = MetricsReader(tmp_path / 'metrics.jsonl')
+    reader.read()
+    best = best_standing('t000', reader)
+    assert best.step == 20
+    words = choose_winner([best], make(tmp_path).rungs)[0].reason
+    assert 'does not speak yet' in words and 'no held-out sentence' not in words, 'half of them were spoken, only badly'
 
 
 def test_a_mistyped_corpus_begins_no_study(tmp_path):

@@ -23,6 +23,7 @@ from ..model.tacotron2 import Tacotron2
 from ..text.frontend import encode_text
 from ..text.symbols import SymbolTable
 from ..training.checkpoint import load_checkpoint
+from ..training.learner import find_device
 
 # %% auto #0
 __all__ = ['PAUSES', 'split_text', 'Speech', 'Synthesizer']
@@ -109,14 +110,14 @@ class Synthesizer:
     def load(
         cls,
         path: str | Path,  # best_model.pt, or any checkpoint of a trial
-        device: str = 'cpu',  # 'cpu', 'cuda' ...
+        device: str = 'cpu',  # 'cpu', 'cuda' ..., or 'auto'
     ) -> Synthesizer:
         "The voice in a checkpoint; UserError when the file holds none"
         path = Path(path)
         if not path.is_file(): raise UserError(f'There is no model at {path}; `tts-tune run` makes one and says where it lies.')
-        state = load_checkpoint(path)
+        place, state = find_device(device), load_checkpoint(path)
         model, hp, table = _built(state, path)
-        return cls(model.to(device), hp, table, float(state.get('mel_mean', 0.0)), float(state.get('mel_std', 1.0)))
+        return cls(model.to(place), hp, table, float(state.get('mel_mean', 0.0)), float(state.get('mel_std', 1.0)))
 
     def encode(self, text: str) -> tuple[list[int], list[str]]:
         "Symbol ids of one piece and the phonemes that had to be skipped; an unknown character is a UserError"

@@ -27,7 +27,7 @@ from .evaluate import fixed_randomness
 from .guard import FiniteWatch, NonFinite, report
 
 # %% auto #0
-__all__ = ['lr_at', 'prepare_machine', 'Adam', 'one_clip', 'Learner', 'check_architecture', 'warm_start']
+__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Adam', 'one_clip', 'Learner', 'check_architecture', 'warm_start']
 
 # %% ../../nbs/training/54a_learner.ipynb #dedd8dc2
 def lr_at(
@@ -41,6 +41,17 @@ def lr_at(
     return hp.learning_rate * warm * (hp.lr_final_ratio + (1 - hp.lr_final_ratio) * cosine)
 
 # %% ../../nbs/training/54a_learner.ipynb #c3033c25
+def find_device(
+    name: str,  # cpu, cuda, cuda:1 ..., or auto for the best there is
+) -> torch.device:
+    "The device of this name; UserError when this machine has none"
+    try: device = torch.device(name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
+    except RuntimeError as e: raise UserError(f'"{name}" is not a device; write cpu, cuda, cuda:1 or auto.') from e
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'device={name} was asked for, but this machine offers {torch.cuda.device_count()} GPUs; use device=auto.')
+    return device
+
+
 def prepare_machine(hp: HParams) -> torch.device:
     "Threads, seeds and deterministic kernels; the device to train on"
     if hp.threads: torch.set_num_threads(hp.threads)
@@ -53,12 +64,7 @@ def prepare_machine(hp: HParams) -> torch.device:
         torch.set_deterministic_debug_mode('warn')  # the same as use_deterministic_algorithms, without a second of imports
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
-    name = hp.device if hp.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-    try: device = torch.device(name)
-    except RuntimeError as e: raise UserError(f'"{hp.device}" is not a device; write cpu, cuda, cuda:1 or auto.') from e
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f'device={hp.device} was asked for, but this machine offers {torch.cuda.device_count()} GPUs; use device=auto.')
-    return device
+    return find_device(hp.device)
 
 # %% ../../nbs/training/54a_learner.ipynb #04e9a36f
 class Adam:
