@@ -15,12 +15,6 @@ ruff check .
 step 'mypy'
 mypy
 
-step 'first imports'
-# A fresh environment compiles what it imports the first time. That is the installation's time, not the notebooks'.
-python -c 'import librosa, librosa.feature, matplotlib.pyplot, sklearn; librosa.resample' &
-python -c 'import torch._dynamo, torch.utils.tensorboard, optuna, mlflow, mlflow.tracking, mlflow.store.tracking.sqlalchemy_store'
-wait
-
 step 'notebooks'
 timeout 600 python tools/run_notebooks.py --workers "${WORKERS:-2}" --budget "${NOTEBOOK_BUDGET:-150}"
 

@@ -31,7 +31,7 @@ want=$( (echo "$TORCH"; grep -E 'requirements|console_scripts|min_python' settin
 
 start=$(date +%s)
 echo "Installing tts_tuner[$extras] and $TORCH into $venv (once; a few minutes at most)."
-# -qq: errors only. --no-compile: modules are compiled when first imported, and most of the big packages' never are.
+# -qq: errors only. --no-compile: pip compiles with one core; below all cores do, and leave the packages' own tests out.
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
 install() { pip install --no-compile "$@" || { echo "The installation failed; the lines above say why. Is the package index reachable?" >&2; exit 1; }; }
 case "$("$venv/bin/python" -m pip --version)" in 'pip 2'[0-5].*) install --upgrade 'pip>=25.1' ;; esac
@@ -40,5 +40,7 @@ case ",$extras," in *,dev,*)
     # Speech-quality scores of the tests. pesq comes as source only, so it may not build; the tests that need it skip with this reason.
     pip install --no-compile 'pesq>=0.0.4' >/dev/null 2>&1 || echo 'pesq could not be built here (it needs a C compiler); the tests that use it will skip.' ;;
 esac
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+"$venv/bin/python" -m compileall -qq -j 0 -x '[/\\](tests?|_inductor|debugpy)[/\\]' "$site" || true  # a file that does not compile is one that nobody imports
 echo "$want" > "$stamp"
 echo "Installed in $(($(date +%s) - start)) s."
