@@ -117,7 +117,8 @@ def choose_winner(
     winner = max(equals, key=lambda s: (s.diagonality, -able.index(s)))
     said = f'score {winner.score:.3f}, diagonality {winner.diagonality:.2f} at step {winner.step}'
     others = f', equal in score to {", ".join(s.trial for s in equals if s is not winner)} and better aligned' if len(equals) > 1 else ''
-    why = 'what it says is no nearer to the recordings than one mean frame' if winner.metrics.get('success', 0.0) > 0 else 'no held-out sentence came out as speech'
+    babble = winner.metrics.get('success', 0.0) > 0
+    why = 'what it says is no nearer to the recordings than one mean frame' if babble else 'no held-out sentence came out as speech'
     silent = f'; it does not speak yet: {why}' if winner.score <= 0 else ''
     verdict = 'best' if winner.score > 0 else 'best of what does not speak'
     reason = f'{winner.trial} wins: {said}{others}{silent}.'
