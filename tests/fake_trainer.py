@@ -2,7 +2,7 @@
 
 Run as `python fake_trainer.py --run-dir DIR --hparams ... [--until N] [--resume]`. Behaviour on demand, by environment:
 FAKE_PACE seconds a step; FAKE_CRASH "t002@25": kill oneself once at that step; FAKE_NAN "t003@30": end as failed there;
-FAKE_DEAF "1": do not answer SIGINT and SIGTERM."""
+FAKE_FULL "t000@50": once, find the disk full when that step is to be saved, its numbers being written already; FAKE_DEAF "1": do not answer SIGINT and SIGTERM."""
 import argparse
 import json
 import math
@@ -29,7 +29,7 @@ def main() -> int:
     folder, end = pathlib.Path(a.run_dir), int(h.get('max_steps', 1000))
     trial, until = folder.parent.name, a.until or end
     pace = float(os.environ.get('FAKE_PACE', 0))
-    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN')}
+    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN', 'FULL')}
     (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
     log, last, marker = folder / 'metrics.jsonl', folder / 'checkpoints' / 'last.pt', folder / 'crashed'
 
@@ -58,6 +58,10 @@ def main() -> int:
                 row |= dict(alignment_score=level, attention_focus=level, attention_monotonicity=level, attention_coverage=level,
                             success=level, distance_ratio=1 - 0.6 * level, score=0.6 * level**2)
             f.write(json.dumps(row) + '\n')
+            if fate['FULL'] == (trial, str(step)) and not marker.exists():
+                marker.touch()
+                write(folder / 'status.json', json.dumps(dict(state='failed', step=step, saved=start, reason='No space left.', pid=os.getpid(), time=time.time())))
+                return 1
             if 'score' in row:
                 checkpoint(step)
                 status('running', step)

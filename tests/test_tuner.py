@@ -168,6 +168,17 @@ def test_nothing_can_be_trained(tmp_path):
     assert go(settings).winner, 'such a failure is not held against the trials'
 
 
+def test_numbers_that_were_never_saved_do_not_count(tmp_path, monkeypatch):
+    "A trainer that died between its numbers and its checkpoint does that rung again, or the rung would be missing from the record"
+    monkeypatch.setenv('FAKE_FULL', 't000@50')
+    settings = make(tmp_path, rungs=dict(steps=[50, 120]))
+    with pytest.raises(TTSTunerError, match='No space left'): go(settings)
+    result = go(settings)
+    before = timeless(settings.folder)
+    assert go(settings).winner == result.winner and timeless(settings.folder) == before
+    assert list(replay(settings.folder)) == before
+
+
 def test_the_step_that_wins_is_the_one_whose_weights_are_kept(tmp_path):
     "Among validations of one score the trainer keeps the best aligned as best.pt, and so must the tuner say"
     rows = [dict(step=s, time=s, alignment_score=d, attention_focus=f, attention_monotonicity=1, attention_coverage=1, success=0.5, score=0)

@@ -1281,5 +1281,6 @@ d = { 'settings': { 'branch': 'main',
                                                                                  'tts_tuner/tuner/trials.py'),
                                         'tts_tuner.tuner.trials.read_status': ( 'tuner/trials.html#read_status',
                                                                                 'tts_tuner/tuner/trials.py'),
+                                        'tts_tuner.tuner.trials.saved_step': ('tuner/trials.html#saved_step', 'tts_tuner/tuner/trials.py'),
                                         'tts_tuner.tuner.trials.standing_at': ( 'tuner/trials.html#standing_at',
                                                                                 'tts_tuner/tuner/trials.py')}}}

@@ -65,6 +65,7 @@ class RunFolder:
     ):
         self.path, self.console = Path(path), console
         self.checkpoints, self.metrics = self.path / 'checkpoints', self.path / 'metrics.jsonl'
+        self.saved = 0  # step of the newest checkpoint; what was done after it is done again if this process dies
         try: self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise UserError(f'The run folder {self.path} cannot be made ({e.strerror}); choose another with --run-dir.') from e
 
@@ -84,7 +85,7 @@ class RunFolder:
         reason: str = '',  # in words
     ) -> dict[str, Any]:
         "Write `status.json`"
-        found = dict(state=state, step=step, reason=reason, pid=os.getpid(), time=round(time.time(), 3))
+        found = dict(state=state, step=step, saved=self.saved, reason=reason, pid=os.getpid(), time=round(time.time(), 3))
         write_atomic(self.path / 'status.json', json.dumps(found))
         return found
 

@@ -152,6 +152,7 @@ class Trainer(Resumable):
         "Metrics first, then the checkpoint: what a checkpoint has seen is in the stream"
         self.sinks.flush()
         self.checkpoints.save(self.state(), best=better)
+        self.folder.saved = self.step
         self.folder.status('running', self.step)
 
 # %% ../../nbs/training/55_trainer.ipynb #023d8a23
@@ -220,6 +221,7 @@ def run_training(
     sinks: SinkGroup | None = None
     with folder.alone(), StopRequest() as stop:
         state = _fresh_or_resumed(folder, resume, hp)
+        folder.saved = state['step'] if state else 0
         folder.status('running', state['step'] if state else 0)
         try:
             corpus = read_corpus(Path(corpus_dir), hp)

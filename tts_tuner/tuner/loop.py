@@ -37,7 +37,7 @@ from tts_tuner.tuner.trainer_wrapper import (
     stop_trainers,
     worker_environments,
 )
-from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, standing_at
+from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
 __all__ = ['StudyStopped', 'study_lock', 'noted_signals', 'Book', 'Fleet', 'Data', 'prepare_data', 'keep_facts', 'Study',
@@ -255,7 +255,8 @@ class Study:
             self.goal[n] = step
             self.tracker.trial(n, self.trials[n].overrides, self.trials[n].role)
         until = None if step >= self.max_steps else step
-        todo = [n for n in able if until is None or self.readers[n].step < step]  # the others have passed this rung before
+        passed = lambda n: min(self.readers[n].step, saved_step(self.run_dir(n))) >= step  # numbers without a checkpoint do not count
+        todo = [n for n in able if until is None or not passed(n)]
         jobs = [TrainerJob(n, self.run_dir(n), self.data.corpus, self.settings.preset, self.trials[n].overrides, until, self.data.cache) for n in todo]
         try: endings = self.fleet.run(jobs, step)
         finally: self._forward(able)

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from .rungs import Standing
 
 # %% auto #0
-__all__ = ['MetricsReader', 'read_status', 'checkpoint_of', 'has_checkpoint', 'standing_at', 'best_standing', 'TrialRow',
-           'StudyView', 'PlainView', 'last_numbers']
+__all__ = ['MetricsReader', 'read_status', 'saved_step', 'checkpoint_of', 'has_checkpoint', 'standing_at', 'best_standing',
+           'TrialRow', 'StudyView', 'PlainView', 'last_numbers']
 
 # %% ../../nbs/tuner/62b_trials.ipynb #1f54e3d9
 class MetricsReader:
@@ -82,6 +82,12 @@ def read_status(
     try: status = json.loads((Path(run_dir) / 'status.json').read_text())
     except (FileNotFoundError, ValueError): return {}
     return status if isinstance(status, dict) else {}
+
+
+def saved_step(run_dir: str | Path) -> int:
+    "Step a trial would go on from; its metrics may be ahead of that when its trainer died before it could save"
+    status = read_status(run_dir)
+    return int(status.get('saved', status.get('step')) or 0)
 
 
 def checkpoint_of(run_dir: str | Path, which: str = 'last') -> Path | None:
