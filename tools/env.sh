@@ -42,5 +42,6 @@ case ",$extras," in *,dev,*)
 esac
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$venv/bin/python" -m compileall -qq -j 0 -x '[/\\](tests?|_inductor|debugpy)[/\\]' "$site" || true  # a file that does not compile is one that nobody imports
+case ",$extras," in *,dev,*) "$venv/bin/python" -c 'import librosa; librosa.stft, librosa.filters.mel' ;; esac  # numba compiles librosa's loops, once
 echo "$want" > "$stamp"
 echo "Installed in $(($(date +%s) - start)) s."
