@@ -63,7 +63,7 @@ FINAL = ('score', 'success', 'mcd', 'mcd_mean_frame', 'mcd_copy_synthesis', 'dis
 
 
 def final_metrics(study: Path) -> dict[str, float]:
-    "What the handed-over model measured on held-out sentences that no choice rested on, or in validation where too few were left"
+    "What the handed-over model measured on held-out sentences that were never spoken before, or in validation where too few were left"
     from tts_tuner.training.checkpoint import load_checkpoint
     from tts_tuner.tuner.exam import read_exam
     found, exam = load_checkpoint(study / 'best_model.pt'), read_exam(study)

@@ -166,6 +166,6 @@ def test_the_exam_has_the_last_word(tmp_path):
     (study / 'exam').mkdir()
     (study / 'exam' / 'exam.json').write_text(json.dumps(exam))
     after = closing_words(read_study(study))
-    assert 'no choice rested on' not in before and '36 held-out sentences that no choice rested on' in after
+    assert 'never spoken before' not in before and '36 held-out sentences that were never spoken before' in after
     assert 'free-running success  50 %' in after and tiles(read_study(study).outcome)[0]['value'].startswith('50')
     assert '36 held-out sentences' in make_report(study).read_text()

@@ -139,7 +139,7 @@ def run(
 
     with LiveView() as view:
         result = run_study(settings, view)
-        view.say('The winner speaks sentences that no choice rested on.')
+        view.say('The winner speaks held-out sentences that were never spoken before.')
     sit_exam(settings.folder, result.corpus, Path(settings.data) / 'cache')
     make_report(settings.folder)
     print(closing_words(read_study(settings.folder)))

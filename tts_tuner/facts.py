@@ -169,7 +169,7 @@ def closing_words(study: StudyFacts) -> str:
     if winner is None: return f'Nothing was measured yet. Give the same command again to go on; everything so far lies in {study.folder}.'
     ratio = f', {_percent(n.get("distance_ratio"))} of the mean frame' if 'distance_ratio' in n else ''
     head = f'{winner.name} wins' if study.finished else f'{winner.name} leads; the study is not finished, the same command goes on'
-    heard = f'{study.exam.sentences} held-out sentences that no choice rested on' if study.exam else 'held-out sentences'
+    heard = f'{study.exam.sentences} held-out sentences that were never spoken before' if study.exam else 'held-out sentences'
     lines = [
         f'{head}. On {heard}, at step {study.winning_step}:',
         f'  free-running success  {_percent(n.get("success"))}',

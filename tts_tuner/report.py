@@ -330,8 +330,9 @@ def story(study: StudyFacts, corpus: Mapping[str, Any]) -> list[str]:
         out.append(f'{made}: {_plural(len(clips), "usable clip")}, {minutes:.1f} minutes of speech; {len(aside) or "none"} set aside. '
                    'Some sentences were held out from training; every number on this page was measured on those.')
     if study.exam:
-        out.append(f'Choices flatter what they choose. So the numbers at the top come from {_plural(study.exam.sentences, "held-out sentence")} that no choice '
-                   'rested on: they were spoken once, by the chosen model, when everything was decided.')
+        out.append(f'Choices flatter what they choose. So the numbers at the top come from {_plural(study.exam.sentences, "held-out sentence")} that were '
+                   'never spoken before: once, by the chosen model, when everything was decided. (The attention on some of them, with the recording '
+                   'as a guide, was looked at before.)')
     rungs = s.get('rungs') or {}
     steps, last = rungs.get('steps') or [], max((t.step for t in study.trials), default=0)
     if study.trials:

@@ -324,7 +324,7 @@ def examine(
     device: str = 'cpu',
     least: int = 8,  # sentences below which a share says too little
 ) -> Evaluation | None:  # None when fewer than `least` sentences are left
-    "Let a model speak the held-out sentences that no choice has rested on"
+    "Let a model speak the held-out sentences that were never spoken freely before"
     model, hp, features, step = _voice_and_clips(path, corpus, cache_dir, device)
     train, held = split(features, hp)
     fresh = list(held)[:-hp.n_free_running]

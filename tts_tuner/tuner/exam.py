@@ -1,4 +1,4 @@
-"""The winner speaks sentences that no choice has rested on, and those are the numbers that count
+"""The winner speaks sentences that were never spoken before, and those are the numbers that count
 
 Docs: https://tts-tuner.github.io/tts_tuner/tuner/exam.html.md"""
 
@@ -20,7 +20,7 @@ __all__ = ['Exam', 'read_exam', 'sit_exam']
 # %% ../../nbs/tuner/66_exam.ipynb #6079d0a6
 @dataclass(frozen=True)
 class Exam:
-    "What a model did on sentences that no choice has rested on"
+    "What a model did on sentences that were never spoken before"
     model: str  # SHA-256 of the model file
     sentences: int  # spoken
     metrics: dict[str, float]  # by the specification's names
