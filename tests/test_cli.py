@@ -349,6 +349,14 @@ def test_demo_corpus(tts_tune, tmp_path):
 def test_a_device_that_is_not_there(tts_tune, voice, device): one_sentence(tts_tune('synth', 'hello', '--model', voice[0], '--device', device), 2, device, 'auto')
 
 
+def test_settings_of_another_version(tts_tune, voice, tmp_path):
+    from tts_tuner.training.checkpoint import save_checkpoint
+
+    state = voice[1] | dict(hparams=voice[1]['hparams'] | dict(flux=1))
+    path = save_checkpoint(tmp_path / 'new.pt', state)
+    one_sentence(tts_tune('synth', 'hello', '--model', path), 2, 'new.pt', 'flux', 'another version')
+
+
 def test_resume_goes_on_with_the_settings_of_the_run(tts_tune, monkeypatch, tmp_path):
     from tts_tuner.config.hparams import create_hparams
     from tts_tuner.training import trainer

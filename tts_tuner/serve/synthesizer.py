@@ -88,7 +88,8 @@ def _built(state: dict[str, Any], path: Path) -> tuple[Tacotron2, HParams, Symbo
     "Model, settings and symbol table from a checkpoint's content"
     absent = [k for k in _NEEDED if k not in state]
     if absent: raise UserError(f'{path} has no {", ".join(absent)}, so it is no voice; give the best_model.pt of a study or a checkpoint of a trial.')
-    hp, table = from_dict(state['hparams']), SymbolTable.from_dict(state['symbols'])
+    try: hp, table = from_dict(state['hparams']), SymbolTable.from_dict(state['symbols'])
+    except UserError as e: raise UserError(f'{path} was made by another version of tts_tuner, which has to speak it: {e}') from None
     model = Tacotron2(hp)
     own, given = model.state_dict(), state['model']
     for name in sorted(own.keys() | given.keys()):
