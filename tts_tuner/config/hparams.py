@@ -63,14 +63,22 @@ class _ModelHParams(_DataHParams):
     encoder_n_convolutions: int = hp(3, 'convolutions of the encoder', arch=True, low=1)
     encoder_kernel_size: int = hp(5, 'their kernel', 'symbols', arch=True, low=1)
     encoder_dropout: float = hp(0.5, 'dropout after each of them', low=0, high=0.99)
-    attention: str = hp('location', 'location-sensitive attention, or the same under the forward recursion', choices=('location', 'forward'))
+    attention: str = hp('location', 'location-sensitive; the same under the forward recursion; dynamic convolution; stepwise monotonic',
+                        choices=('location', 'forward', 'dynamic', 'stepwise'))
     attention_rnn_dim: int = hp(1024, 'width of the attention LSTM', arch=True, low=1)
     attention_dim: int = hp(128, 'width of the attention energies', arch=True, low=1)
     attention_location_n_filters: int = hp(32, 'filters that look at past alignments', arch=True, low=1)
     attention_location_kernel_size: int = hp(31, 'their kernel, odd', 'symbols', arch=True, low=1)
+    attention_dynamic_n_filters: int = hp(8, 'dynamic convolution: static filters, and as many made from the state', arch=True, low=1)
+    attention_dynamic_kernel_size: int = hp(21, '... their kernel, odd', 'symbols', arch=True, low=1)
+    attention_prior_length: int = hp(11, '... how far ahead of the last place the prior reaches', 'symbols', arch=True, low=1)
+    attention_window: int = hp(0, 'when speaking: symbols to each side of the last place that attention may see; 0 sees all', 'symbols', low=0)
     attention_dropout: float = hp(0.001, 'dropout on the state of the attention LSTM', low=0, high=0.99)
     decoder_rnn_dim: int = hp(1024, 'width of the decoder LSTM', arch=True, low=1)
     dropout_decoder: float = hp(0.1, 'dropout on the state of the decoder LSTM', low=0, high=0.99)
+    recurrent_regulariser: str = hp('dropout', 'what both dropouts do: new mask a step (the reference), outputs only, one mask a sequence, or zoneout',
+                                    choices=('dropout', 'output', 'variational', 'zoneout'))
+    spectral_dropout: float = hp(0.0, 'share of mel bands the decoder does not hear, the same through an utterance', low=0, high=0.99)
     forget_bias: float = hp(0.0, 'added to the forget gates of both decoder LSTMs when weights are drawn')
     prenet_dim: int = hp(256, 'width of the prenet', arch=True, low=1)
     prenet_dropout: float = hp(0.5, 'dropout of the prenet, at work when speaking too', low=0, high=0.99)
@@ -85,8 +93,25 @@ class _ModelHParams(_DataHParams):
 
 
 @dataclass(frozen=True)
-class HParams(_ModelHParams):
-    "Every number a training run depends on; text and sound, model, then what is below: losses, optimiser, run"
+class _MachineHParams(_ModelHParams):
+    "How the same numbers are computed: speed, precision, memory"
+    decoder_path: str = hp('auto', 'teacher forcing step by step as the equations read, fast, or lean in memory; auto chooses by shape and device',
+                           choices=('auto', 'plain', 'fast', 'lean'))
+    precision: str = hp('fp32', 'products in fp32 (TF32 on a GPU), bf16 or fp16; weights and sums stay fp32', choices=('fp32', 'bf16', 'fp16'))
+    gradient_checkpointing: bool = hp(True, 'recompute instead of keeping what the backward pass needs: less memory, a little more time')
+    accumulate_batches: int = hp(1, 'batches whose gradients make one optimiser step', 'batches', low=1)
+    fit_batch: bool = hp(True, 'on lack of memory, halve what is computed at once and keep the effective batch')
+    cpu_offload: bool = hp(False, 'keep the moments of Adam in main memory')
+    gpu_memory_fraction: float = hp(0.9, 'share of the GPU the allocator may take', low=0.05, high=1.0)
+    async_checkpoints: bool = hp(True, 'write checkpoints in the background')
+    compress_checkpoints: bool = hp(False, 'gzip them: smaller and slower')
+    cache_mels: bool = hp(True, 'keep spectrograms on disk; false computes them as they are needed')
+    loader_workers: int = hp(0, 'processes that prepare batches; 0 does it in the trainer', 'processes', low=0)
+
+
+@dataclass(frozen=True)
+class HParams(_MachineHParams):
+    "Every number a training run depends on; text and sound, model, machine, then what is below: losses, optimiser, run"
     mel_loss: str = hp('mse', 'error between mels', choices=('mse', 'l1'))
     loss_reduction: str = hp('masked', 'mean over real frames, or over padding too as the public reference has it', choices=('masked', 'padded'))
     gate_loss_weight: float = hp(1.0, 'weight of the stop gate in the loss', low=0)
@@ -104,8 +129,10 @@ class HParams(_ModelHParams):
     adam_eps: float = hp(1e-6, "Adam's epsilon", low=0)
     weight_decay: float = hp(1e-6, 'L2 penalty inside Adam', low=0)
     grad_clip_thresh: float = hp(1.0, 'largest gradient norm; larger ones are scaled down', low=0)
+    lr_relief: bool = hp(True, 'ease the learning rate for a while after repeated spikes of the gradient')
     batch_size: int = hp(32, 'utterances a step', 'clips', low=1)
     bucket_batches: int = hp(8, 'batches sorted by length together, which saves padding; 1 does not sort', 'batches', low=1)
+    batch_frames: int = hp(0, 'instead of batch_size: padded frames a batch may have; 0 counts clips', 'frames', low=0)
     max_steps: int = hp(50_000, 'length of the run', 'steps', low=1)
     eval_every: int = hp(1000, 'steps between validations', 'steps', low=1)
     checkpoint_every: int = hp(1000, 'steps between checkpoints', 'steps', low=1)
@@ -125,7 +152,8 @@ class HParams(_ModelHParams):
             raise UserError(f'mel_fmax={fmax:g} lies above half the sample rate, {self.sample_rate / 2:g} Hz; give a smaller one, or null for that half.')
         if self.win_length > self.n_fft: raise UserError(f'win_length={self.win_length} is longer than n_fft={self.n_fft}; make it at most n_fft.')
         if self.encoder_embedding_dim % 2: raise UserError('encoder_embedding_dim must be even: half of it goes each way through the sentence.')
-        if self.attention_location_kernel_size % 2 == 0: raise UserError('attention_location_kernel_size must be odd, so that it has a centre.')
+        for name in ('attention_location_kernel_size', 'attention_dynamic_kernel_size'):
+            if getattr(self, name) % 2 == 0: raise UserError(f'{name} must be odd, so that it has a centre.')
 
     def items(self) -> Iterator[tuple[str, Any]]:
         "Name and value of each field, in order"
@@ -218,7 +246,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         decoder_rnn_dim=256, dropout_decoder=0.0, forget_bias=1.0, prenet_dim=96, n_frames_per_step=4, postnet_embedding_dim=96,
         postnet_n_convolutions=3, postnet_dropout=0.0, mel_loss='l1', gate_loss_weight=0.5, gate_positive_weight=5.0, guided_attention_weight=5.0,
         guided_attention_decay_start=0, guided_attention_decay_steps=300, learning_rate=1e-2, lr_schedule='cosine', lr_warmup_steps=30,
-        adam_beta2=0.98, adam_eps=1e-8, batch_size=8, max_steps=1000, eval_every=100, checkpoint_every=100, max_decoder_steps=300, threads=1),
+        adam_beta2=0.98, adam_eps=1e-8, batch_size=8, max_steps=1000, eval_every=100, checkpoint_every=100, max_decoder_steps=300, threads=1,
+        gradient_checkpointing=False),
 }
 
 
