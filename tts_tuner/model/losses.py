@@ -62,10 +62,11 @@ def guided_attention_loss(
     text_lengths: Tensor,  # [B]
     step_lengths: Tensor,  # [B]
     sigma: float = 0.2,  # width of the diagonal
+    count: Tensor | None = None,  # decoder steps the sum is divided by; those of `step_lengths` when None
 ) -> Tensor:  # scalar in [0, 1]
     "Mean over real decoder steps of the charge attention meets"
     charge = guided_weights(text_lengths, step_lengths, alignments.shape[2], alignments.shape[1], sigma)
-    return (charge.to(alignments.dtype) * alignments).sum() / step_lengths.sum()
+    return (charge.to(alignments.dtype) * alignments).sum() / (step_lengths.sum() if count is None else count)
 
 # %% ../../nbs/model/35_losses.ipynb #4a4e6ff3
 def guided_attention_weight_at(
@@ -90,24 +91,37 @@ class Tacotron2Loss(nn.Module):
         outputs: Outputs,  # teacher-forced results
         batch: Targets,  # what they should have been
         step: int = 0,  # training step, for the guided part's weight
+        counts: Tensor | None = None,  # [3], as `counts` gives them, of the whole this batch is a piece of; its own when None
     ) -> LossParts:
         "The loss at `step`, part by part"
-        hp, r = self.hp, self.hp.n_frames_per_step
+        hp = self.hp
+        frames, gates, spoken = self.counts(batch) if counts is None else counts
         real = length_mask(batch.mel_lengths, batch.mel.shape[2])
-        steps = length_mask(torch.div(batch.mel_lengths + r - 1, r, rounding_mode='floor'), batch.gate.shape[1])
-        mel, mel_postnet = (self._mel(m, batch.mel, real) for m in (outputs.mel, outputs.mel_postnet))
-        gate = self._gate(outputs.gate, batch.gate, steps) * hp.gate_loss_weight
+        lengths = self._steps(batch)
+        mel, mel_postnet = (self._mel(m, batch.mel, real) / (frames * batch.mel.shape[1]) for m in (outputs.mel, outputs.mel_postnet))
+        gate = self._gate(outputs.gate, batch.gate, length_mask(lengths, batch.gate.shape[1])) / gates * hp.gate_loss_weight
         weight = guided_attention_weight_at(step, hp)
         guided = torch.zeros_like(mel)
-        if weight > 0: guided = weight * guided_attention_loss(outputs.alignments, batch.text_lengths, steps.sum(1), hp.guided_attention_sigma)
+        if weight > 0: guided = weight * guided_attention_loss(outputs.alignments, batch.text_lengths, lengths, hp.guided_attention_sigma, spoken)
         return LossParts(mel + mel_postnet + gate + guided, mel, mel_postnet, gate, guided, weight)
+
+    def counts(self, batch: Targets) -> Tensor:  # [3] long
+        "Frames, gates and decoder steps that the sums over `batch` are divided by; counts of pieces add up"
+        steps = self._steps(batch).sum()
+        if self.hp.loss_reduction == 'masked': return torch.stack([batch.mel_lengths.sum(), steps, steps])
+        B, _, T = batch.mel.shape
+        return torch.stack([steps.new_tensor(B * T), steps.new_tensor(batch.gate.numel()), steps])
+
+    def _steps(self, batch: Targets) -> Tensor:
+        "Decoder steps of each clip"
+        r = self.hp.n_frames_per_step
+        return torch.div(batch.mel_lengths + r - 1, r, rounding_mode='floor')
 
     def _mel(self, predicted: Tensor, target: Tensor, real: Tensor) -> Tensor:
         error = (predicted - target).masked_fill(~real[:, None], 0.0)
-        error = error.abs() if self.hp.mel_loss == 'l1' else error**2
-        return error.mean() if self.hp.loss_reduction == 'padded' else error.sum() / (real.sum() * target.shape[1])
+        return (error.abs() if self.hp.mel_loss == 'l1' else error**2).sum()
 
     def _gate(self, logits: Tensor, target: Tensor, real: Tensor) -> Tensor:
         positive = torch.as_tensor(self.hp.gate_positive_weight, dtype=logits.dtype, device=logits.device)
         error = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), pos_weight=positive, reduction='none')
-        return error.mean() if self.hp.loss_reduction == 'padded' else error.masked_fill(~real, 0.0).sum() / real.sum()
+        return (error if self.hp.loss_reduction == 'padded' else error.masked_fill(~real, 0.0)).sum()
