@@ -18,16 +18,15 @@ import numpy as np
 import torch
 
 from ..config.errors import UserError
-from ..config.hparams import HParams, differences, from_dict
+from ..config.hparams import HParams
 from ..data.loader import Batch
 from ..model.losses import Tacotron2Loss
 from ..model.tacotron2 import Tacotron2
-from ..text.symbols import SymbolTable
 from .evaluate import fixed_randomness
 from .guard import FiniteWatch, NonFinite, report
 
 # %% auto #0
-__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Adam', 'one_clip', 'Learner', 'check_architecture', 'warm_start']
+__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Adam', 'one_clip', 'Learner']
 
 # %% ../../nbs/training/54a_learner.ipynb #dedd8dc2
 def lr_at(
@@ -187,37 +186,3 @@ class Learner:
         self.step = int(state['step'])
         self.model.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
-
-# %% ../../nbs/training/54a_learner.ipynb #d4c85b4e
-def check_architecture(
-    state: Mapping[str, Any],  # a checkpoint
-    hp: HParams,  # settings of this run
-    table: SymbolTable,  # symbols of this run
-    remedy: str,  # what to do, for the message
-    same_symbols: bool = True,  # must the symbol tables agree?
-) -> None:
-    "UserError with a list of the differences when the checkpoint's weights do not fit"
-    other = differences(from_dict(state['hparams']), hp, only_architecture=True)
-    other.pop('n_symbols', None)  # compared symbol by symbol below
-    found = [f'{k} is {a} there and {b} here' for k, (a, b) in other.items()]
-    there, here = SymbolTable.from_dict(state['symbols']), table
-    if same_symbols and there.symbols != here.symbols:
-        odd = sorted(set(there.symbols) ^ set(here.symbols))
-        found.append(f'the symbol tables differ ({", ".join(map(repr, odd[:5])) or "in their order"})')
-    if found: raise UserError(f'The checkpoint of step {state["step"]} has another architecture: {"; ".join(found)}. To go on, {remedy}.')
-
-
-def warm_start(
-    learner: Learner,  # fresh
-    state: Mapping[str, Any],  # a checkpoint of the same architecture
-    table: SymbolTable,  # symbols of this run
-) -> list[str]:  # symbols that were not known there and stay as drawn
-    "Take the weights of another run and nothing else; embeddings are matched symbol by symbol"
-    check_architecture(state, learner.hp, table, 'give the settings of that checkpoint, or train from the beginning', same_symbols=False)
-    there = {symbol: i for i, symbol in enumerate(SymbolTable.from_dict(state['symbols']).symbols)}
-    weights = {k: v.to(learner.device) for k, v in state['model'].items()}
-    rows = learner.model.embedding.weight.detach().clone()
-    for i, symbol in enumerate(table.symbols):
-        if symbol in there: rows[i] = weights['embedding.weight'][there[symbol]]
-    learner.model.load_state_dict({**weights, 'embedding.weight': rows})
-    return [symbol for symbol in table.symbols if symbol not in there]

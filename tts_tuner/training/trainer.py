@@ -26,11 +26,12 @@ from ..text.symbols import SymbolTable
 from .checkpoint import CheckpointFolder, load_checkpoint, model_only, not_finite, rng_state, save_checkpoint, set_rng_state
 from .evaluate import Evaluation, Evaluator, anchors, evaluate, write_samples
 from .guard import NonFinite
-from .learner import Learner, check_architecture, prepare_machine
-from .learner import warm_start as take_weights
+from .learner import Learner, prepare_machine
 from .metadata import as_tags, run_metadata, system_metrics
 from .run_folder import Progress, RunFolder, StopRequest, validation_line
 from .sinks import JsonlSink, MetricSink, MLflowSink, SinkGroup, TensorBoardSink, rewind
+from .warm_start import check_architecture
+from .warm_start import warm_start as take_weights
 
 # %% auto #0
 __all__ = ['Resumable', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
@@ -259,12 +260,13 @@ def run_training(
 def _start_warm(trainer: Trainer, path: Path, fresh_if_different: bool) -> None:
     "Weights of another run, or a sentence why not"
     state = load_checkpoint(path)
-    try: new = take_weights(trainer.learner, state, trainer.features.table)
+    try: account = take_weights(trainer.learner.model, trainer.hp, state, trainer.features.table)
     except UserError as e:
         if not fresh_if_different: raise
         trainer.folder.say(f'{e} The run starts from the beginning.')
         return
-    trainer.folder.say(f'weights taken from {path} (step {state["step"]})' + (f'; new symbols: {", ".join(new)}' if new else ''))
+    trainer.folder.say(f'weights taken from {path} (step {account.step})')
+    for sentence in account.sentences(): trainer.folder.say(sentence)
 
 # %% ../../nbs/training/55_trainer.ipynb #54663586
 def train(
