@@ -108,7 +108,7 @@ def take_weights(
     own = model.state_dict()
     if found := shape_differences(weights, own): raise UserError(f'The weights do not fit this model: {listed(found)}. Give the settings they were made with.')
     known = {symbol: i for i, symbol in enumerate(symbols)}
-    source = {symbol: there for symbol in table.symbols if (there := same_as(symbol, known)) is not None}
+    source = {symbol: name for symbol in table.symbols if (name := same_as(symbol, known)) is not None}
     rows = {symbol: (known[source[symbol]], i) for i, symbol in enumerate(table.symbols) if symbol in source}
     embedding = own['embedding.weight'].clone()
     for there, here in rows.values(): embedding[here] = weights['embedding.weight'][there].to(embedding)
