@@ -10,23 +10,25 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from ..config.contracts import Change
 from ..config.errors import UserError
 from ..config.hparams import HParams
 from ..data.loader import Batch
-from ..model.losses import Tacotron2Loss
+from ..model.losses import LossParts, Tacotron2Loss, guided_attention_weight_at
 from ..model.tacotron2 import Tacotron2
 from .evaluate import fixed_randomness
 from .guard import FiniteWatch, NonFinite, report
 
 # %% auto #0
-__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Adam', 'one_clip', 'Learner']
+__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Adam', 'Group', 'one_clip', 'Learner']
 
 # %% ../../nbs/training/54a_learner.ipynb #dedd8dc2
 def lr_at(
@@ -107,6 +109,17 @@ class Adam:
             self.mean[k].copy_(state['mean'][k])
             self.square[k].copy_(state['square'][k])
 
+# %% ../../nbs/training/54a_learner.ipynb #893d365f
+class Group(Protocol):
+    "Processes that make each step together, each with clips of its own"
+    rank: int  # number of this process, from 0
+    world: int  # how many there are
+
+    def prepare(self, model: torch.nn.Module) -> None: "Give every rank the weights of rank 0, and let batch normalisation see all ranks"
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor: "`tensor` summed over all ranks, in place"; ...
+    def reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None: "Sum the gradients over all ranks, in place"
+    def alone(self) -> AbstractContextManager[None]: "Inside, nothing is exchanged: batch normalisation sees this rank's clips only"; ...
+
 # %% ../../nbs/training/54a_learner.ipynb #d5fa80fb
 def one_clip(
     batch: Batch,
@@ -126,35 +139,52 @@ class Learner:
         self,
         hp: HParams,  # n_symbols set to the size of the symbol table
         device: torch.device | str = 'cpu',
+        group: Group | None = None,  # the ranks that make each step together; one process alone when None
     ):
-        self.hp, self.device, self.step = hp, torch.device(device), 0
+        self.hp, self.device, self.group, self.step = hp, torch.device(device), group, 0
+        self.changes: list[Change] = []  # what was altered by itself since the caller last emptied this list
+        self.notes: list[str] = []  # sentences for people, likewise
         self.model = Tacotron2(hp).to(self.device).train()
+        if group: group.prepare(self.model)
         self.loss = Tacotron2Loss(hp).to(self.device)
         self.optimizer = Adam(dict(self.model.named_parameters()))
         self.watch = FiniteWatch(every=1 if self.device.type == 'cpu' else hp.nan_check_every)
         self._good: tuple[int, dict[str, torch.Tensor]] = (0, {})
 
-    def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, Any]:
-        parts = self.loss(self.model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths), batch, self.step)
-        return parts.total, parts
+    def _loss_of(self, batch: Batch, counts: torch.Tensor | None = None) -> LossParts:
+        return self.loss(self.model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths), batch, self.step, counts)
 
     def learn(
         self,
-        batch: Batch,  # on any device
+        batch: Batch | Sequence[Batch],  # on any device; several make one step together
     ) -> dict[str, Any]:  # numbers of the step by name; tensors on a GPU
         "One optimiser step; NonFinite names the clips when loss or gradient is not finite"
-        batch = batch.to(self.device)
+        batches = [b.to(self.device) for b in ([batch] if isinstance(batch, Batch) else batch)]
         if not self.watch.waiting: self._good = self.step, self._copy()
         rate = lr_at(self.step, self.hp)
-        total, parts = self._loss_of(batch)
-        self.optimizer.zero_grad()
-        total.backward()
+        numbers = self._gradients(batches)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hp.grad_clip_thresh or math.inf)
-        if bad := self.watch.see(self.step, total, norm, batch): self._stop(bad)
+        if bad := self.watch.see(self.step, numbers['train_loss'], norm, batches): self._stop(bad)
+        weight = guided_attention_weight_at(self.step, self.hp)
         self.optimizer.step(rate, self.hp)
         self.step += 1
-        return dict(train_loss=total.detach(), mel_loss=parts.mel.detach(), mel_postnet_loss=parts.mel_postnet.detach(), gate_loss=parts.gate.detach(),
-                    guided_loss=parts.guided.detach(), grad_norm=norm, guided_weight=parts.guided_weight, learning_rate=rate)
+        return dict(numbers, grad_norm=norm, guided_weight=weight, learning_rate=rate)
+
+    def _gradients(self, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+        "Gradients of the whole loss, on every rank; the loss and its parts"
+        counts = torch.stack([self.loss.counts(b) for b in batches]).sum(0)
+        if self.group: self.group.sum_(counts)
+        self.optimizer.zero_grad()
+        found = []
+        for batch in batches:
+            parts = self._loss_of(batch, counts)
+            parts.total.backward()
+            found.append(torch.stack([p.detach() for p in parts[:5]]))
+        values = torch.stack(found).sum(0)
+        if self.group:
+            self.group.reduce_gradients(self.model.parameters())
+            self.group.sum_(values)
+        return dict(zip(('train_loss', 'mel_loss', 'mel_postnet_loss', 'gate_loss', 'guided_loss'), values))
 
     def look(self) -> None:
         "Look for NaN and infinity now, before a checkpoint or a validation"
@@ -171,9 +201,10 @@ class Learner:
 
     def _stop(self, bad: tuple[int, float, float, Any]) -> None:
         self._put_back()
-        batch: Batch = bad[3]
-        with fixed_randomness(self.hp.seed):
-            found = report(bad, batch.ids, self.model, lambda i: self._loss_of(one_clip(batch, i, self.hp.n_frames_per_step))[0])
+        clips = [(batch, i) for batch in bad[3] for i in range(len(batch))]
+        alone = lambda k: self._loss_of(one_clip(*clips[k], self.hp.n_frames_per_step)).total
+        with fixed_randomness(self.hp.seed), self.group.alone() if self.group else nullcontext():
+            found = report(bad, [batch.ids[i] for batch, i in clips], self.model, alone)
         self._put_back()  # the search for the clip went through batch normalisation too
         raise NonFinite(found)
 
