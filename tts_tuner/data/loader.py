@@ -55,6 +55,7 @@ class TTSDataset:
         self.pad_value = (math.log(hp.mel_floor) - self.mean) / self.std if standard else 0.0
         self.texts = [torch.tensor(features.table.encode(features.tokens[i])) for i in self.indices]
         self.lengths = [int(features.n_frames[i]) for i in self.indices]  # frames of each item
+        self.text_lengths = [len(t) for t in self.texts]  # symbols of each item, the end mark among them
 
     def __len__(self) -> int: return len(self.indices)
 
@@ -86,13 +87,15 @@ class Batch:
 def collate(
     items: Sequence[dict[str, Any]],  # of a `TTSDataset`
     hp: HParams,  # n_frames_per_step
+    symbols: int = 0,  # texts are padded to so many at least
+    frames: int = 0,  # mels are padded to so many at least
 ) -> Batch:
     "Pad `items` to one batch"
     r = hp.n_frames_per_step
     text_lengths = torch.tensor([len(x['text']) for x in items])
     mel_lengths = torch.tensor([len(x['mel']) for x in items])
-    T = math.ceil(int(mel_lengths.max()) / r) * r
-    text = torch.zeros(len(items), int(text_lengths.max()), dtype=torch.long)
+    T = math.ceil(max(int(mel_lengths.max()), frames) / r) * r
+    text = torch.zeros(len(items), max(int(text_lengths.max()), symbols), dtype=torch.long)
     mel = torch.empty(len(items), items[0]['mel'].shape[1], T)
     for b, x in enumerate(items):
         text[b, :len(x['text'])] = x['text']
@@ -125,13 +128,25 @@ def plan_epoch(
 
 # %% ../../nbs/data/23_loader.ipynb #060b879d
 class BatchStream:
-    "Endless batches of a dataset whose position can be saved and restored"
+    """Endless batches of a dataset whose position can be saved and restored
 
-    def __init__(self, dataset: TTSDataset, hp: HParams) -> None:
+    With `world` processes each is given its rows of the same batches, padded as the whole batch is; a batch with fewer clips than
+    processes is passed over.
+    """
+
+    def __init__(
+        self,
+        dataset: TTSDataset,
+        hp: HParams,  # seed, batch_size, bucket_batches
+        rank: int = 0,  # number of this process among `world`
+        world: int = 1,  # processes that share each batch
+    ) -> None:
         if not len(dataset): raise UserError('There are no clips to make batches of.')
-        self.dataset, self.hp = dataset, hp
+        self.dataset, self.hp, self.rank, self.world = dataset, hp, rank, world
         self.epoch, self.position = 0, 0  # epochs completed, batches of this one handed out
         self._plan = self._make_plan()
+        if max(map(len, self._plan)) < world:
+            raise UserError(f'The largest batch has {max(map(len, self._plan))} clips, which {world} processes cannot share; raise batch_size or start fewer.')
 
     def _make_plan(self) -> list[list[int]]:
         return plan_epoch(self.dataset.lengths, self.hp.batch_size, self.hp.bucket_batches, self.hp.seed, self.epoch)
@@ -141,10 +156,20 @@ class BatchStream:
     def __iter__(self) -> Iterator[Batch]: return self
 
     def __next__(self) -> Batch:
-        if self.position >= len(self._plan): self.epoch, self.position = self.epoch + 1, 0; self._plan = self._make_plan()
-        clips = self._plan[self.position]
-        self.position += 1
-        return collate([self.dataset[i] for i in clips], self.hp)
+        clips: list[int] = []
+        while len(clips) < self.world:
+            if self.position >= len(self._plan): self.epoch, self.position = self.epoch + 1, 0; self._plan = self._make_plan()
+            clips = self._plan[self.position]
+            self.position += 1
+        return self.rows(clips)
+
+    def rows(
+        self,
+        clips: Sequence[int],  # of a whole batch
+    ) -> Batch:
+        "This process' rows of the batch of `clips`, every one of `world`, padded as the whole"
+        symbols, frames = (max(lengths[i] for i in clips) for lengths in (self.dataset.text_lengths, self.dataset.lengths))
+        return collate([self.dataset[i] for i in clips[self.rank::self.world]], self.hp, symbols, frames)
 
     @property
     def progress(self) -> float:
@@ -152,7 +177,7 @@ class BatchStream:
         return self.epoch + self.position / len(self._plan)
 
     def state_dict(self) -> dict[str, int]:
-        "Where the stream stands, and what its order depends on"
+        "Where the stream stands, and what its order depends on; the same in every process"
         return dict(epoch=self.epoch, position=self.position, **self._order())
 
     def _order(self) -> dict[str, int]:
