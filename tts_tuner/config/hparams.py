@@ -54,7 +54,7 @@ class _DataHParams:
     mel_norm: str = hp('none', "what the model sees: the log-mel itself, or standardised by the corpus' mean and deviation", choices=('none', 'standard'))
     trim_db: float = hp(0.0, 'silence this far under the peak is cut from both ends; 0 keeps it', 'dB', low=0)
 
-
+# %% ../../nbs/config/02_hparams.ipynb #f9bfd0f2
 @dataclass(frozen=True)
 class _ModelHParams(_DataHParams):
     "Tacotron 2: sizes, attention, dropout"
@@ -91,7 +91,7 @@ class _ModelHParams(_DataHParams):
     mask_padding: bool = hp(True, 'keep convolutions from seeing padding in training; false as the public reference has it')
     max_decoder_steps: int = hp(1000, 'hard limit when speaking', 'decoder steps', low=1)
 
-
+# %% ../../nbs/config/02_hparams.ipynb #04d37fea
 @dataclass(frozen=True)
 class _MachineHParams(_ModelHParams):
     "How the same numbers are computed: speed, precision, memory"
@@ -108,7 +108,7 @@ class _MachineHParams(_ModelHParams):
     cache_mels: bool = hp(True, 'keep spectrograms on disk; false computes them as they are needed')
     loader_workers: int = hp(0, 'processes that prepare batches; 0 does it in the trainer', 'processes', low=0)
 
-
+# %% ../../nbs/config/02_hparams.ipynb #a22ebf2a
 @dataclass(frozen=True)
 class HParams(_MachineHParams):
     "Every number a training run depends on; text and sound, model, machine, then what is below: losses, optimiser, run"
