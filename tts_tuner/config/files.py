@@ -40,7 +40,7 @@ def _umask() -> int:
 
 def write_atomic(
     path: str | Path,  # the file; folders above it are made
-    data: bytes | str,  # its whole new content; text is written as UTF-8
+    data: bytes | memoryview | str,  # its whole new content; text is written as UTF-8
 ) -> Path:  # `path`
     "Replace `path` by `data` in one step; TTSTunerError when the system refuses, with the old file whole"
     path = Path(path)

@@ -7,13 +7,16 @@ Docs: https://tts-tuner.github.io/tts_tuner/training/checkpoint.html.md"""
 # %% ../../nbs/training/50_checkpoint.ipynb #bbec3b73
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
 import random
 import re
+import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +27,25 @@ from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'plain', 'not_finite', 'save_checkpoint', 'load_checkpoint', 'rng_state', 'set_rng_state',
-           'CheckpointFolder', 'model_only']
+__all__ = ['FORMAT', 'VERSION', 'plain', 'not_finite', 'save_checkpoint', 'read_tensors', 'load_checkpoint', 'checked_format',
+           'rng_state', 'set_rng_state', 'CheckpointFolder', 'model_only']
 
 # %% ../../nbs/training/50_checkpoint.ipynb #d8059fbc
+def _on_cpu(tensor: torch.Tensor, where: str) -> torch.Tensor: return tensor.detach().cpu()
+
+
 def plain(
     value: Any,  # state: nested dictionaries and lists of tensors and plain values
     where: str = 'state',  # name used in the error message
+    tensor: Callable[[torch.Tensor, str], torch.Tensor] = _on_cpu,  # what becomes of a tensor and its name; a copy where the state goes on changing
 ) -> Any:  # the same with tuples as lists and tensors detached on the CPU
     "Copy of `value` that holds tensors and plain values only; TypeError names what does not fit"
     if value is None or type(value) in (bool, int, float, str): return value
-    if isinstance(value, torch.Tensor): return value.detach().cpu()
+    if isinstance(value, torch.Tensor): return tensor(value, where)
     if isinstance(value, Mapping):
         if bad := [k for k in value if type(k) not in (str, int)]: raise TypeError(f'{where} has the key {bad[0]!r}; keys are words or whole numbers')
-        return {k: plain(v, f'{where}.{k}') for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [plain(v, f'{where}[{i}]') for i, v in enumerate(value)]
+        return {k: plain(v, f'{where}.{k}', tensor) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [plain(v, f'{where}[{i}]', tensor) for i, v in enumerate(value)]
     raise TypeError(f'{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only')
 
 # %% ../../nbs/training/50_checkpoint.ipynb #14cc17ee
@@ -55,13 +62,38 @@ def not_finite(
 def save_checkpoint(
     path: str | Path,  # where to; the old file stays whole until the new one is
     state: Mapping[str, Any],  # tensors and plain values; `model` holds the weights
+    compress: bool = False,  # gzip the file
 ) -> Path:  # `path`
     "Write `state` in one step; TTSTunerError when weights are not finite or the disk is full"
     if bad := not_finite(state.get('model', {})):
         raise TTSTunerError(f'{Path(path).name} was not written: {len(bad)} weights hold NaN or infinity, first {bad[0]}; the last good file is kept.')
     out = io.BytesIO()
     torch.save({'format': FORMAT, 'version': VERSION, **plain(state)}, out)
-    return write_atomic(path, out.getvalue())
+    return write_atomic(path, gzip.compress(out.getbuffer(), 1, mtime=0) if compress else out.getbuffer())
+
+# %% ../../nbs/training/50_checkpoint.ipynb #49ce25c1
+_OLD = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how files of torch before 1.6 begin
+_TORN = (RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError, AttributeError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile)
+
+
+def read_tensors(
+    path: str | Path,  # a file that torch wrote, gzipped or not
+    device: str = 'cpu',  # where its tensors go
+) -> Any:  # what it holds
+    "Open a file of tensors and plain values, running no code of it; UserError when it is torn, holds anything else or is no such file"
+    path = Path(path)
+    if not path.is_file(): raise UserError(f'There is no checkpoint {path}.')
+    torn = f'{path} is cut off or is not a checkpoint; use another one of the same folder.'
+    try:
+        with open(path, 'rb') as f: start = f.read(len(_OLD))
+        source: Path | io.BytesIO = io.BytesIO(gzip.decompress(path.read_bytes())) if start[:2] == b'\x1f\x8b' else path
+        if start != _OLD and not zipfile.is_zipfile(source): raise UserError(torn)
+        if isinstance(source, io.BytesIO): source.seek(0)
+        return torch.load(source, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as e:
+        if 'truncated' in str(e): raise UserError(torn) from e
+        raise UserError(f'{path} holds more than tensors and plain values, so it is not opened: that could run foreign code.') from e
+    except _TORN as e: raise UserError(torn) from e
 
 
 def load_checkpoint(
@@ -69,14 +101,14 @@ def load_checkpoint(
     device: str = 'cpu',  # where its tensors go
 ) -> dict[str, Any]:
     "Read a checkpoint; UserError says in words why a file is not one"
-    path = Path(path)
-    if not path.is_file(): raise UserError(f'There is no checkpoint {path}.')
-    if not zipfile.is_zipfile(path): raise UserError(f'{path} is cut off or is not a checkpoint; use another one of the same folder.')
-    try: state = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise UserError(f'{path} holds more than tensors and plain values, so it is not opened; only checkpoints of tts_tuner can be used here.') from e
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
-        raise UserError(f'{path} is damaged or is not a checkpoint; use another one of the same folder.') from e
+    return checked_format(read_tensors(path, device), path)
+
+
+def checked_format(
+    state: Any,  # what a file holds
+    path: str | Path,  # its name, for the message
+) -> dict[str, Any]:
+    "`state` if it is a checkpoint that this program can read; UserError when it is not"
     if not isinstance(state, dict) or state.get('format') != FORMAT: raise UserError(f'{path} was not written by tts_tuner; give one of its checkpoints.')
     version = state.get('version')
     if not isinstance(version, int) or version > VERSION:
@@ -130,8 +162,9 @@ class CheckpointFolder:
         self,
         path: str | Path,  # made when absent
         keep: int = 3,  # newest `step_*.pt` that stay; the best is never counted
+        compress: bool = False,  # gzip the files
     ):
-        self.path, self.keep = Path(path), keep
+        self.path, self.keep, self.compress = Path(path), keep, compress
 
     @property
     def last(self) -> Path: return self.path / 'last.pt'
@@ -150,7 +183,7 @@ class CheckpointFolder:
         best: bool = False,  # is it the best so far?
     ) -> Path:  # the step's file
         "Write the state, point `last.pt` (and `best.pt`) at it, let old ones go"
-        path = save_checkpoint(self.path / f'step_{state["step"]:08d}.pt', state)
+        path = save_checkpoint(self.path / f'step_{state["step"]:08d}.pt', state, self.compress)
         if best: _same_content(path, self.best)  # first: a run that is killed here goes on from the old last.pt and finds the same best again
         _same_content(path, self.last)
         self._let_go(newest=state['step'])
