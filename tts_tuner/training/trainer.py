@@ -23,6 +23,7 @@ from ..data.features import FeatureSet, build_features
 from ..data.loader import BatchStream, TTSDataset, split
 from ..model.tacotron2 import Tacotron2
 from ..text.symbols import SymbolTable
+from .background import Saver
 from .checkpoint import CheckpointFolder, load_checkpoint, model_only, not_finite, rng_state, save_checkpoint, set_rng_state
 from .evaluate import Evaluation, Evaluator, anchors, evaluate, write_samples
 from .guard import NonFinite
@@ -56,7 +57,7 @@ class Resumable:
         free = list(self.valid_clips)[-hp.n_free_running:]
         anchor = anchors(features, self.train_clips, free, hp, cache_dir or folder.path, say=folder.say)
         self.evaluator = Evaluator(features, self.valid_clips, hp, self.device, anchor=anchor)
-        self.checkpoints = CheckpointFolder(folder.checkpoints, hp.keep_checkpoints)
+        self.saver = Saver(CheckpointFolder(folder.checkpoints, hp.keep_checkpoints, hp.compress_checkpoints), hp.async_checkpoints)
         self.best: tuple[float, float] = (-1.0, -1.0)
         self.last_metrics: dict[str, float] = {}
 
@@ -122,6 +123,7 @@ class Trainer(Resumable):
             elif progress.due(): self.folder.say(progress.line(logged))
             if save or better: self._save(better)
             progress.resumed()
+        self.saver.wait()
         if self.step < goal: return 'stopped'
         return 'finished' if goal == hp.max_steps else 'paused'
 
@@ -152,9 +154,12 @@ class Trainer(Resumable):
     def _save(self, better: bool) -> None:
         "Metrics first, then the checkpoint: what a checkpoint has seen is in the stream"
         self.sinks.flush()
-        self.checkpoints.save(self.state(), best=better)
-        self.folder.saved = self.step
-        self.folder.status('running', self.step)
+        step = self.step
+
+        def on_disk() -> None:
+            self.folder.saved = step
+            self.folder.status('running', step)
+        self.saver.save(self.state(), best=better, then=on_disk)
 
 # %% ../../nbs/training/55_trainer.ipynb #023d8a23
 def _fresh_or_resumed(folder: RunFolder, resume: bool, hp: HParams) -> dict[str, Any] | None:
@@ -242,6 +247,7 @@ def run_training(
             elif warm_start: _start_warm(trainer, Path(warm_start), fresh_if_different)
             ended = trainer.run(until)
         except BaseException as e:  # whatever ends the run is written down for those who watch, then raised on
+            if trainer and (failure := trainer.saver.settle()) and failure is not e: folder.say(f'The last checkpoint was not written: {failure}')
             if isinstance(e, NonFinite): _failed(trainer, folder, e)
             step = trainer.step if trainer else state['step'] if state else 0
             folder.status('stopped' if isinstance(e, KeyboardInterrupt) else 'failed', step, str(e) or type(e).__name__)
