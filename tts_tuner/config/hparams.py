@@ -131,7 +131,7 @@ class HParams(_MachineHParams):
     grad_clip_thresh: float = hp(1.0, 'largest gradient norm; larger ones are scaled down', low=0)
     lr_relief: bool = hp(True, 'ease the learning rate for a while after repeated spikes of the gradient')
     batch_size: int = hp(32, 'utterances a step', 'clips', low=1)
-    bucket_batches: int = hp(8, 'batches sorted by length together, which saves padding; 1 does not sort', 'batches', low=1)
+    bucket_batches: int = hp(32, 'batches sorted by length together, which saves padding; 1 does not sort', 'batches', low=1)
     batch_frames: int = hp(0, 'instead of batch_size: padded frames a batch may have; 0 counts clips', 'frames', low=0)
     max_steps: int = hp(50_000, 'length of the run', 'steps', low=1)
     eval_every: int = hp(1000, 'steps between validations', 'steps', low=1)
@@ -246,7 +246,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         decoder_rnn_dim=256, dropout_decoder=0.0, forget_bias=1.0, prenet_dim=96, n_frames_per_step=4, postnet_embedding_dim=96,
         postnet_n_convolutions=3, postnet_dropout=0.0, mel_loss='l1', gate_loss_weight=0.5, gate_positive_weight=5.0, guided_attention_weight=5.0,
         guided_attention_decay_start=0, guided_attention_decay_steps=300, learning_rate=1e-2, lr_schedule='cosine', lr_warmup_steps=30,
-        adam_beta2=0.98, adam_eps=1e-8, batch_size=8, max_steps=1000, eval_every=100, checkpoint_every=100, max_decoder_steps=300, threads=1,
+        adam_beta2=0.98, adam_eps=1e-8, batch_size=8, bucket_batches=8, max_steps=1000, eval_every=100, checkpoint_every=100, max_decoder_steps=300, threads=1,
         gradient_checkpointing=False),
 }
 

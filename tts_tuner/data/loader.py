@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from .features import FeatureSet, held_out_split
 log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['log', 'split', 'TTSDataset', 'Batch', 'collate', 'plan_epoch', 'BatchStream']
+__all__ = ['log', 'split', 'TTSDataset', 'Batch', 'collate', 'plan_epoch', 'EpochCost', 'epoch_cost', 'plan_frames', 'Place',
+           'BatchOrder', 'BatchStream']
 
 # %% ../../nbs/data/23_loader.ipynb #de4cafe3
 def split(
@@ -126,6 +127,108 @@ def plan_epoch(
     rng.shuffle(batches)
     return batches
 
+# %% ../../nbs/data/23_loader.ipynb #b80c72a9
+@dataclass(frozen=True)
+class EpochCost:
+    "What the batches of an epoch will cost, known from lengths alone"
+    batches: int
+    clips: int
+    frames: int  # real ones
+    padded: int  # with padding
+    steps: int  # of the decoder, one after the other
+    largest: int  # padded frames of the largest batch
+
+    @property
+    def waste(self) -> float:
+        "Share of padding in what is computed"
+        return 1 - self.frames / self.padded
+
+    def __str__(self) -> str:
+        return f'{self.clips} clips in {self.batches} batches an epoch, {self.steps} decoder steps, {self.waste:.0%} of the frames are padding'
+
+
+def epoch_cost(
+    plan: Sequence[Sequence[int]],  # clips of each batch
+    lengths: Sequence[int],  # frames of each clip
+    r: int = 1,  # frames a decoder step
+) -> EpochCost:
+    "Count frames, padding and decoder steps of a plan"
+    steps = [math.ceil(max(lengths[i] for i in b) / r) for b in plan]
+    padded = [len(b) * r * s for b, s in zip(plan, steps)]
+    return EpochCost(len(plan), sum(map(len, plan)), sum(lengths[i] for b in plan for i in b), sum(padded), sum(steps), max(padded))
+
+# %% ../../nbs/data/23_loader.ipynb #242ab9a8
+def plan_frames(
+    lengths: Sequence[int],  # frames of each clip, in whole decoder steps
+    batch_frames: int,  # padded frames a batch may have
+    bucket_batches: int,  # batches sorted by length together, about; 1 does not sort
+    seed: int, epoch: int,  # decide the order, and nothing else does
+) -> list[list[int]]:  # clips of each batch
+    "The batches of one epoch, as many clips in each as the budget lets in"
+    rng = random.Random(f'{seed} {epoch}')
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    pool = max(1, round(bucket_batches * batch_frames * len(lengths) / sum(lengths)))
+    batches: list[list[int]] = [[]]
+    for start in range(0, len(order), pool):
+        clips, longest = batches.pop() + order[start:start + pool], 0
+        if bucket_batches > 1: clips.sort(key=lambda i: -lengths[i])
+        batches.append([])
+        for i in clips:
+            longest = max(longest, lengths[i])
+            if batches[-1] and (len(batches[-1]) + 1) * longest > batch_frames:
+                batches.append([])
+                longest = lengths[i]
+            batches[-1].append(i)
+    alone = len(batches) > 1 and len(batches[-1]) == 1 and 2 * lengths[batches[-1][0]] <= batch_frames
+    if alone: batches.pop()
+    rng.shuffle(batches)
+    return batches
+
+# %% ../../nbs/data/23_loader.ipynb #4bd7b73d
+class Place(NamedTuple):
+    "Where a stream stands"
+    epoch: int = 0  # epochs completed
+    position: int = 0  # batches of this one handed out
+
+
+class BatchOrder:
+    "Which clips make each batch, epoch after epoch: a function of lengths and settings alone"
+
+    def __init__(
+        self,
+        lengths: Sequence[int],  # frames of each clip
+        hp: HParams,  # seed, batch_size or batch_frames, bucket_batches, n_frames_per_step
+    ) -> None:
+        self.lengths, self.hp = lengths, hp
+        self._plans: dict[int, list[list[int]]] = {}  # of the latest two epochs asked for
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        "Clips of each batch of an epoch"
+        if epoch not in self._plans:
+            hp, r = self.hp, self.hp.n_frames_per_step
+            if hp.batch_frames: made = plan_frames([math.ceil(n / r) * r for n in self.lengths], hp.batch_frames, hp.bucket_batches, hp.seed, epoch)
+            else: made = plan_epoch(self.lengths, hp.batch_size, hp.bucket_batches, hp.seed, epoch)
+            self._plans = dict([*self._plans.items(), (epoch, made)][-2:])
+        return self._plans[epoch]
+
+    def after(
+        self,
+        place: Place,
+        least: int = 1,  # batches with fewer clips are passed over; some batch must have as many
+    ) -> tuple[list[int], Place]:  # clips of the next batch, and the place behind it
+        "The batch that comes next"
+        while True:
+            if place.position >= len(self.plan(place.epoch)): place = Place(place.epoch + 1)
+            clips, place = self.plan(place.epoch)[place.position], Place(place.epoch, place.position + 1)
+            if len(clips) >= least: return clips, place
+
+    def settings(self) -> dict[str, int]:
+        "What the order depends on, and what places mean nothing without"
+        hp, by = self.hp, dict(batch_size=self.hp.batch_size)
+        if hp.batch_frames: by = dict(batch_frames=hp.batch_frames, n_frames_per_step=hp.n_frames_per_step)
+        return dict(seed=hp.seed, clips=len(self.lengths), **by, bucket_batches=hp.bucket_batches)
+
 # %% ../../nbs/data/23_loader.ipynb #060b879d
 class BatchStream:
     """Endless batches of a dataset whose position can be saved and restored
@@ -137,30 +240,35 @@ class BatchStream:
     def __init__(
         self,
         dataset: TTSDataset,
-        hp: HParams,  # seed, batch_size, bucket_batches
+        hp: HParams,  # seed, batch_size or batch_frames, bucket_batches
         rank: int = 0,  # number of this process among `world`
         world: int = 1,  # processes that share each batch
     ) -> None:
         if not len(dataset): raise UserError('There are no clips to make batches of.')
         self.dataset, self.hp, self.rank, self.world = dataset, hp, rank, world
-        self.epoch, self.position = 0, 0  # epochs completed, batches of this one handed out
-        self._plan = self._make_plan()
-        if max(map(len, self._plan)) < world:
-            raise UserError(f'The largest batch has {max(map(len, self._plan))} clips, which {world} processes cannot share; raise batch_size or start fewer.')
+        self.order, self.place = BatchOrder(dataset.lengths, hp), Place()
+        if hp.batch_frames: self._check_budget()
+        elif (most := max(map(len, self.order.plan(0)))) < world:
+            raise UserError(f'The largest batch has {most} clips, which {world} processes cannot share; raise batch_size or start fewer.')
 
-    def _make_plan(self) -> list[list[int]]:
-        return plan_epoch(self.dataset.lengths, self.hp.batch_size, self.hp.bucket_batches, self.hp.seed, self.epoch)
+    def _check_budget(self) -> None:
+        "Say which clips the budget is too small for; UserError when processes would be without a row for it"
+        budget, r = self.hp.batch_frames, self.hp.n_frames_per_step
+        padded = [math.ceil(n / r) * r for n in self.dataset.lengths]
+        if self.world > 1 and self.world * max(padded) > budget:
+            raise UserError(f'batch_frames={budget} cannot hold a clip of {max(padded)} frames for each of {self.world} processes; '
+                f'raise it to {self.world * max(padded)}, or start fewer.')
+        over = sum(n > budget for n in padded)
+        if over and not self.rank:
+            log.warning('Of %d clips %d would not fit into batch_frames=%d and are batches of their own; the longest has %d frames.',
+                len(padded), over, budget, max(padded))
 
-    def __len__(self) -> int: return len(self._plan)
+    def __len__(self) -> int: return len(self.order.plan(self.epoch))
 
     def __iter__(self) -> Iterator[Batch]: return self
 
     def __next__(self) -> Batch:
-        clips: list[int] = []
-        while len(clips) < self.world:
-            if self.position >= len(self._plan): self.epoch, self.position = self.epoch + 1, 0; self._plan = self._make_plan()
-            clips = self._plan[self.position]
-            self.position += 1
+        clips, self.place = self.order.after(self.place, self.world)
         return self.rows(clips)
 
     def rows(
@@ -172,24 +280,30 @@ class BatchStream:
         return collate([self.dataset[i] for i in clips[self.rank::self.world]], self.hp, symbols, frames)
 
     @property
+    def epoch(self) -> int:
+        "Epochs completed"
+        return self.place.epoch
+
+    @property
     def progress(self) -> float:
         "Epochs so far, with the fraction of the present one"
-        return self.epoch + self.position / len(self._plan)
+        return self.epoch + self.place.position / len(self)
+
+    @property
+    def cost(self) -> EpochCost:
+        "What the present epoch costs, over all processes"
+        return epoch_cost(self.order.plan(self.epoch), self.dataset.lengths, self.hp.n_frames_per_step)
 
     def state_dict(self) -> dict[str, int]:
         "Where the stream stands, and what its order depends on; the same in every process"
-        return dict(epoch=self.epoch, position=self.position, **self._order())
-
-    def _order(self) -> dict[str, int]:
-        return dict(seed=self.hp.seed, clips=len(self.dataset), batch_size=self.hp.batch_size, bucket_batches=self.hp.bucket_batches)
+        return dict(epoch=self.place.epoch, position=self.place.position, **self.order.settings())
 
     def load_state_dict(
         self,
         state: dict[str, int],  # as `state_dict` gave it
     ) -> None:
         "Go on where another stream stood; where the order has changed since, at the start of that epoch"
-        self.epoch, self._plan = int(state['epoch']), []
-        changed = [k for k, v in self._order().items() if state.get(k) != v]
-        if changed: log.warning('The order of batches changed with %s; epoch %d starts again.', ', '.join(changed), self.epoch)
-        self.position = 0 if changed else int(state['position'])
-        self._plan = self._make_plan()
+        epoch = int(state['epoch'])
+        changed = [k for k, v in self.order.settings().items() if state.get(k) != v]
+        if changed: log.warning('The order of batches changed with %s; epoch %d starts again.', ', '.join(changed), epoch)
+        self.place = Place(epoch, 0 if changed else int(state['position']))
