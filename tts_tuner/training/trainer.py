@@ -29,10 +29,10 @@ from .evaluate import Evaluation, Evaluator, anchors, evaluate, write_samples
 from .guard import NonFinite
 from .learner import Learner, prepare_machine
 from .metadata import as_tags, run_metadata, system_metrics
+from .published import start_from
 from .run_folder import Progress, RunFolder, StopRequest, validation_line
 from .sinks import JsonlSink, MetricSink, MLflowSink, SinkGroup, TensorBoardSink, rewind
 from .warm_start import check_architecture
-from .warm_start import warm_start as take_weights
 
 # %% auto #0
 __all__ = ['Resumable', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
@@ -214,7 +214,7 @@ def run_training(
     tracking_uri: str | None = None,  # sqlite:///mlflow.db when not given
     experiment: str = 'tacotron2_autotuning',  # of MLflow
     parent_run_id: str | None = None,  # MLflow run this one is a part of
-    warm_start: str | Path | None = None,  # checkpoint whose weights are taken
+    warm_start: str | Path | None = None,  # checkpoint whose weights are taken, ours or a published one
     cache_dir: str | Path = 'data/cache',  # features and anchors
     console: Callable[[str], None] = print,  # takes lines for people
     fresh_if_different: bool = False,  # a warm start that does not fit begins anew instead of failing
@@ -264,9 +264,8 @@ def run_training(
 
 
 def _start_warm(trainer: Trainer, path: Path, fresh_if_different: bool) -> None:
-    "Weights of another run, or a sentence why not"
-    state = load_checkpoint(path)
-    try: account = take_weights(trainer.learner.model, trainer.hp, state, trainer.features.table)
+    "Weights of another run or a published model, or a sentence why not"
+    try: account = start_from(trainer.learner.model, trainer.hp, path, trainer.features.table)
     except UserError as e:
         if not fresh_if_different: raise
         trainer.folder.say(f'{e} The run starts from the beginning.')

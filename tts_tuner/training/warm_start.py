@@ -35,6 +35,7 @@ def check_architecture(
     if 'dynamic' not in (before.attention, hp.attention):  # sizes of layers that neither has
         for name in ('attention_dynamic_n_filters', 'attention_dynamic_kernel_size', 'attention_prior_length'): other.pop(name, None)
     elif before.attention != hp.attention: other['attention'] = before.attention, hp.attention
+    if not same_symbols: other.pop('frontend', None)  # rows are found by their symbols, whatever those stand for
     found = [f'{k} is {a} there and {b} here' for k, (a, b) in other.items()]
     there, here = SymbolTable.from_dict(state['symbols']), table
     if same_symbols and there.symbols != here.symbols:
@@ -77,10 +78,13 @@ class WarmStart:
 
     def sentences(self) -> list[str]:
         "The account for the console"
-        said = [f'{len(self.taken)} tensors and {len(self.rows)} symbol rows taken from step {self.step}.']
-        if self.new: said.append(f'{len(self.new)} new symbols start as drawn: {_shown(self.new)}.')
-        if self.dropped: said.append(f'{len(self.dropped)} symbols there have no place here: {_shown(self.dropped)}.')
-        return said + [f'Not taken: {name}, {why}.' for name, why in self.left.items()] + list(self.notes)
+        said = [f'{len(self.taken)} tensors and {len(self.rows)} symbol rows taken' + (f' from step {self.step}.' if self.step else '.')]
+        if self.new: said.append(f'New symbols, which start as drawn ({len(self.new)}): {_shown(self.new)}.')
+        if self.dropped: said.append(f'Symbols there without a place here ({len(self.dropped)}): {_shown(self.dropped)}.')
+        for why in dict.fromkeys(self.left.values()):
+            names = [name for name, reason in self.left.items() if reason == why]
+            said.append(f'Tensors not taken, because {why} ({len(names)}): {listed(names, 2)}.')
+        return said + list(self.notes)
 
 
 def _shown(symbols: Sequence[str], most: int = 12) -> str:
@@ -112,7 +116,7 @@ def take_weights(
     rows = {symbol: (known[source[symbol]], i) for i, symbol in enumerate(table.symbols) if symbol in source}
     embedding = own['embedding.weight'].clone()
     for there, here in rows.values(): embedding[here] = weights['embedding.weight'][there].to(embedding)
-    left = {k: 'it is missing there and counts nothing' for k in own if k not in weights}
+    left = {k: 'the file has none' for k in own if k not in weights}  # counters of batches, which older files lack
     model.load_state_dict({**own, **weights, 'embedding.weight': embedding})
     used = set(source.values())
     return WarmStart(step=step, rows=rows, new=tuple(s for s in table.symbols if s not in rows), dropped=tuple(s for s in symbols if s not in used),
