@@ -273,6 +273,9 @@ def _notes(sounds: Iterable[Sound], speakers: Counter[str], hp: HParams) -> list
     "Sentences about a corpus as a whole"
     out = []
     rates = Counter(s.sample_rate for s in sounds)
+    if len(rates) > 1:
+        counts = ', '.join(f'{count} at {rate} Hz' for rate, count in sorted(rates.items()))
+        out.append(f'The clips have {len(rates)} sample rates ({counts}); all are brought to {hp.sample_rate} Hz.')
     for rate, count in sorted(rates.items()):
         if rate < hp.sample_rate:
             out.append(f'{count} clips have {rate} Hz and are brought to {hp.sample_rate} Hz; nothing above {rate // 2} Hz is in them.')

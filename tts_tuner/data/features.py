@@ -14,13 +14,14 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..audio.mel import MelSpectrogram
 from ..audio.wav import load_wav, trim_silence
@@ -34,7 +35,8 @@ from ..text.symbols import SymbolTable
 log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['log', 'clip_tokens', 'held_out_split', 'FeatureSet', 'cache_key', 'build_features']
+__all__ = ['log', 'clip_tokens', 'held_out_split', 'clip_sound', 'clip_mel', 'MappedMels', 'ComputedMels', 'FeatureSet',
+           'cache_key', 'build_features']
 
 # %% ../../nbs/data/22_features.ipynb #1742c4e6
 def _phone_tokens(timing: dict[str, Any]) -> tuple[list[str], list[float]]:
@@ -97,6 +99,73 @@ def held_out_split(
     apart = set(valid) | set(listed)
     return [i for i in range(len(ids)) if i not in apart], valid
 
+# %% ../../nbs/data/22_features.ipynb #7199f0f7
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    "The same sums in the same order, however many threads the process has"
+    n = torch.get_num_threads()
+    if n != 1: torch.set_num_threads(1)
+    try: yield
+    finally:
+        if n != 1: torch.set_num_threads(n)
+
+
+def clip_sound(
+    path: str | Path,  # sound file at any rate
+    hp: HParams,  # sample_rate and trim_db
+) -> tuple[np.ndarray, float]:  # float32 [samples], seconds cut off in front
+    "Sound of a clip as the model hears it: one channel, resampled, trimmed"
+    return trim_silence(load_wav(path, hp.sample_rate), hp.trim_db, hp.sample_rate)
+
+
+def clip_mel(
+    audio: np.ndarray,  # as `clip_sound` gives it
+    analyse: MelSpectrogram,
+) -> np.ndarray:  # float32 [T, n_mels]
+    "Log-mel of a clip, the same on any number of threads"
+    with _one_thread(): return np.asarray(analyse(audio), dtype=np.float32)
+
+# %% ../../nbs/data/22_features.ipynb #abfd44c6
+class MappedMels:
+    "Mels of a cache file"
+
+    def __init__(
+        self,
+        path: Path,  # .npy, float32 [frames of all clips, n_mels]
+        n_frames: np.ndarray,  # int64 [clips]
+    ) -> None:
+        self.path, self.n_frames = path, n_frames
+        self._starts = np.concatenate([[0], np.cumsum(n_frames)])
+        self._mels = np.load(path, mmap_mode='r')
+
+    def __call__(self, i: int) -> np.ndarray:
+        "Log-mel of clip `i`, float32 [T, n_mels]"
+        return np.array(self._mels[self._starts[i]:self._starts[i + 1]])
+
+    def __reduce__(self) -> tuple[Any, ...]: return MappedMels, (self.path, self.n_frames)
+
+
+class ComputedMels:
+    "Mels made from the sound files whenever they are asked for"
+
+    def __init__(
+        self,
+        paths: Sequence[Path],  # sound files
+        n_frames: np.ndarray,  # int64 [clips], as they were when the corpus was measured
+        hp: HParams,  # analysis settings
+    ) -> None:
+        self.paths, self.n_frames, self.hp, self._analyse = paths, n_frames, hp, MelSpectrogram(hp)
+
+    def __call__(self, i: int) -> np.ndarray:
+        "Log-mel of clip `i`, float32 [T, n_mels]; TTSTunerError when its file is no longer what it was"
+        try: mel = clip_mel(clip_sound(self.paths[i], self.hp)[0], self._analyse)
+        except UserError as e: raise TTSTunerError(f'A sound file was lost while it was in use: {e} Put it back and go on with --resume.') from e
+        if len(mel) != self.n_frames[i]:
+            raise TTSTunerError(f'{self.paths[i]} has {len(mel)} frames and had {self.n_frames[i]}: it was changed while it was in use; start again.')
+        return mel
+
+    def __reduce__(self) -> tuple[Any, ...]: return ComputedMels, (self.paths, self.n_frames, self.hp)
+
 # %% ../../nbs/data/22_features.ipynb #7552e8bb
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
@@ -117,14 +186,13 @@ class FeatureSet:
     hp: HParams  # the settings it was made with
     folder: Path
     _times: list[list[float] | None]
-    _starts: np.ndarray  # int64 [clips + 1], first frame of each clip
-    _mels: np.ndarray  # float32 [frames of all clips, n_mels], memory-mapped
+    _mels: Callable[[int], np.ndarray]  # a `MappedMels` or `ComputedMels`
 
     def __len__(self) -> int: return len(self.ids)
 
     def mel(self, i: int) -> np.ndarray:
         "Log-mel of clip `i`, float32 [T, n_mels]"
-        return np.array(self._mels[self._starts[i]:self._starts[i + 1]])
+        return self._mels(i)
 
     def times(self, i: int) -> np.ndarray | None:
         "Start second of every token and of the end mark within the trimmed sound, float64 [N]; None where unknown"
@@ -137,7 +205,7 @@ class FeatureSet:
 
     def audio(self, i: int) -> np.ndarray:
         "The sound the mel of clip `i` was made from, float32 [samples]"
-        return trim_silence(load_wav(self.paths[i], self.hp.sample_rate), self.hp.trim_db, self.hp.sample_rate)[0]
+        return clip_sound(self.paths[i], self.hp)[0]
 
 # %% ../../nbs/data/22_features.ipynb #b9f658e8
 class _Maker:
@@ -153,14 +221,34 @@ class _Maker:
         except UserError as e:
             if hp.frontend == 'phonemes': raise  # no synthesiser: no clip can be read, and the sentence says what to install
             return Rejected(clip.id, f'its text cannot be read: {e}')
-        audio, offset = trim_silence(load_wav(clip.path, hp.sample_rate), hp.trim_db, hp.sample_rate)
-        mel = np.asarray(self.analyse(audio), dtype=np.float32)
+        audio, offset = clip_sound(clip.path, hp)
+        mel = clip_mel(audio, self.analyse)
         if not tokens: return Rejected(clip.id, 'its text has nothing to say')
         if len(mel) < len(tokens): return Rejected(clip.id, f'{len(tokens)} symbols in {len(mel)} frames of sound are too many')
         if times is not None: times = np.clip(np.array(times) - offset, 0, len(audio) / hp.sample_rate).round(6).tolist()
         return mel, tokens, times
 
 # %% ../../nbs/data/22_features.ipynb #145da51b
+def _measure_clips(
+    corpus: Corpus, hp: HParams,
+    progress: Callable[[int, int], None] | None,
+    keep: Callable[[bytes], Any] | None = None,  # takes the mels, one after the other
+) -> tuple[list[dict[str, Any]], list[Rejected]]:  # a record for each clip, clips set aside
+    "Tokens, times, length and sums of every clip"
+    make, records, rejected = _Maker(corpus, hp), [], []
+    for done, clip in enumerate(corpus.clips, 1):
+        made = make(clip)
+        if isinstance(made, Rejected): rejected.append(made)
+        else:
+            mel, tokens, times = made
+            if keep: keep(mel.astype('<f4').tobytes())
+            wide = mel.astype(np.float64)
+            records.append(dict(id=clip.id, text=clip.text, speaker=clip.speaker, tokens=tokens, times=times, frames=len(mel),
+                sum=float(wide.sum()), squares=float((wide ** 2).sum())))
+        if progress: progress(done, len(corpus.clips))
+    return records, rejected
+
+
 def _npy_header(shape: tuple[int, int]) -> bytes:
     "128 bytes that open a float32 .npy file"
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
@@ -171,33 +259,23 @@ def _stream_mels(
     corpus: Corpus, hp: HParams,
     path: Path,  # .npy file to write
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[str, Any]], list[Rejected]]:  # a record for each clip, clips set aside
+) -> tuple[list[dict[str, Any]], list[Rejected]]:  # as `_measure_clips` gives them
     "Write the mels of all clips to `path`; TTSTunerError when the disk refuses"
-    make, records, rejected, total = _Maker(corpus, hp), [], [], 0
     temp = ''
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temp = tempfile.mkstemp(dir=path.parent, prefix='.mels.', suffix='.tmp')
         with os.fdopen(handle, 'wb') as f:
             f.write(_npy_header((0, hp.n_mels)))
-            for done, clip in enumerate(corpus.clips, 1):
-                made = make(clip)
-                if isinstance(made, Rejected): rejected.append(made)
-                else:
-                    mel, tokens, times = made
-                    f.write(mel.astype('<f4').tobytes())
-                    wide = mel.astype(np.float64)
-                    total += len(mel)
-                    records.append(dict(id=clip.id, text=clip.text, speaker=clip.speaker, tokens=tokens, times=times, frames=len(mel),
-                        sum=float(wide.sum()), squares=float((wide ** 2).sum())))
-                if progress: progress(done, len(corpus.clips))
+            records, rejected = _measure_clips(corpus, hp, progress, f.write)
             f.seek(0)
-            f.write(_npy_header((total, hp.n_mels)))
+            f.write(_npy_header((sum(r['frames'] for r in records), hp.n_mels)))
             f.flush()
             os.fsync(f.fileno())
         os.replace(temp, path)
     except OSError as e:
-        raise TTSTunerError(f'No features can be written to {path.parent} ({e.strerror}); free space or name another cache folder, nothing was lost.') from e
+        raise TTSTunerError(f'No features can be written to {path.parent} ({e.strerror}); free space, name another cache folder, or do without '
+            'by cache_mels=false; nothing was lost.') from e
     finally:
         if temp:
             with suppress(FileNotFoundError): os.unlink(temp)
@@ -223,14 +301,16 @@ def _write_index(path: Path, body: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(dict(format='tts_tuner features', sha256=_check(body), body=body), ensure_ascii=False))
 
 
-def _read_index(folder: Path, key: str) -> tuple[dict[str, Any] | None, str]:
-    "The index of a sound cache; else None and what is wrong with it, empty when there is no cache yet"
+def _read_index(folder: Path, key: str, with_mels: bool) -> tuple[dict[str, Any] | None, str]:
+    "The index of a sound cache; else None and what is wrong with it, empty when there is none yet or it was made without mels"
     try: table = json.loads((folder / 'index.json').read_text(encoding='utf-8'))
     except FileNotFoundError: return None, ''
     except (json.JSONDecodeError, UnicodeDecodeError): return None, 'its index is not JSON'
     body = table.get('body') if isinstance(table, dict) else None
     if not isinstance(body, dict) or table.get('sha256') != _check(body): return None, 'its index fails its checksum'
     if body['key'] != key: return None, 'its index belongs to other data'
+    if not with_mels: return body, ''
+    if body['mels'] is None: return None, ''
     try: found = sha256_file(folder / 'mels.npy')
     except FileNotFoundError: return None, 'its mels are missing'
     return (body, '') if found == body['mels'] else (None, 'its mels fail their checksum')
@@ -249,24 +329,25 @@ def _open(corpus: Corpus, hp: HParams, folder: Path, body: dict[str, Any]) -> Fe
     paths = {c.id: c.path for c in corpus.clips}
     return FeatureSet(ids, texts, tokens, [c['speaker'] for c in clips], [paths[i] for i in ids], frames, table, corpus.digest, body['key'],
         mean, max(variance, 1e-12) ** 0.5, corpus.rejected + tuple(Rejected(**r) for r in body['rejected']), corpus.held_out, hp, folder,
-        [c['times'] for c in clips], np.concatenate([[0], np.cumsum(frames)]), np.load(folder / 'mels.npy', mmap_mode='r'))
+        [c['times'] for c in clips], MappedMels(folder / 'mels.npy', frames) if hp.cache_mels else ComputedMels([paths[i] for i in ids], frames, hp))
 
 
 def build_features(
     corpus: Corpus,
-    hp: HParams,  # frontend and analysis settings
+    hp: HParams,  # frontend, analysis settings, cache_mels
     cache_root: str | Path,  # folder that holds caches; this one gets a folder inside
     progress: Callable[[int, int], None] | None = None,  # called with (clips done, clips) while building
 ) -> FeatureSet:
     "Features of `corpus`: from the cache where it is whole, else made and kept"
     key = cache_key(corpus, hp)
     folder = Path(cache_root) / f'{corpus.digest[:12]}-{key[:12]}'
-    body, fault = _read_index(folder, key)
+    mels = folder / 'mels.npy'
+    body, fault = _read_index(folder, key, hp.cache_mels)
     if body is None:
         if fault: log.warning('The feature cache %s is damaged, %s; it is made again.', folder.name, fault)
-        records, rejected = _stream_mels(corpus, hp, folder / 'mels.npy', progress)
+        records, rejected = _stream_mels(corpus, hp, mels, progress) if hp.cache_mels else _measure_clips(corpus, hp, progress)
         if not records: raise UserError(f'No clip of {corpus.root} has usable features; the first is {rejected[0].id}: {rejected[0].reason}.')
-        body = dict(key=key, digest=corpus.digest, mels=sha256_file(folder / 'mels.npy'), analysis={k: getattr(hp, k) for k in _ANALYSIS},
+        body = dict(key=key, digest=corpus.digest, mels=sha256_file(mels) if hp.cache_mels else None, analysis={k: getattr(hp, k) for k in _ANALYSIS},
             clips=records, rejected=[asdict(r) for r in rejected])
         _write_index(folder / 'index.json', body)
     return _open(corpus, hp, folder, body)
