@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..config.errors import TTSTunerError
 from .checkpoint import not_finite
 
 # %% auto #0
-__all__ = ['NonFiniteReport', 'NonFinite', 'blame', 'FiniteWatch', 'report']
+__all__ = ['NonFiniteReport', 'NonFinite', 'blame', 'FiniteWatch', 'report', 'merged']
 
 # %% ../../nbs/training/53_guard.ipynb #5d144f67
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class NonFiniteReport:
     blamed: tuple[str, ...]  # those that give NaN or infinity alone
     why: tuple[str, ...]  # a reason for each of the blamed
     weights: tuple[str, ...] = ()  # weights that were not finite before the step
+    advice: str = ''  # what to do when no clip is to blame; a smaller learning rate when empty
 
     def words(self) -> str:
         "One sentence for people"
@@ -43,8 +44,8 @@ class NonFiniteReport:
         if self.blamed:
             names = ', '.join(f'{i} ({w})' for i, w in zip(self.blamed, self.why))
             return f'{start}. To blame: {names}. Mend or remove {"it" if len(self.blamed) == 1 else "them"} and resume.'
-        return (f'{start}. No clip of the batch does it alone ({", ".join(self.batch)}), so the step itself was too large; '
-                'resume with a smaller learning rate.')
+        said = f'{start}. No clip of the batch does it alone ({", ".join(self.batch)})'
+        return f'{said}. {self.advice}' if self.advice else f'{said}, so the step itself was too large; resume with a smaller learning rate.'
 
     def to_dict(self) -> dict[str, Any]:
         "Plain dictionary for JSON"
@@ -85,6 +86,7 @@ class FiniteWatch:
     ):
         self.every = every
         self._seen: list[tuple[int, torch.Tensor, torch.Tensor, Any]] = []
+        self.looked: list[tuple[int, float]] = []  # step and gradient norm of all that was found sound; for others to take
 
     def see(
         self,
@@ -95,7 +97,7 @@ class FiniteWatch:
     ) -> tuple[int, float, float, Any] | None:  # the first bad step with its numbers and batch
         "Keep the numbers of a step; look when it is time"
         self._seen.append((step, loss.detach(), grad_norm.detach(), batch))
-        return self.look() if len(self._seen) >= self.every else None
+        return self.look() if (step + 1) % self.every == 0 or len(self._seen) >= self.every else None
 
     @property
     def waiting(self) -> int:
@@ -109,6 +111,7 @@ class FiniteWatch:
         values = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm, _ in seen]).tolist()
         for (step, _, _, batch), (loss, norm) in zip(seen, values):
             if not (math.isfinite(loss) and math.isfinite(norm)): return step, loss, norm, batch
+            self.looked.append((step, norm))
         return None
 
 
@@ -117,10 +120,19 @@ def report(
     ids: Sequence[str],  # ids of the clips of the batch
     model: torch.nn.Module,  # with the weights from before the bad step
     loss_of: Callable[[int], torch.Tensor],  # loss of clip number i of the batch, alone
+    advice: str = '',  # what to do when no clip is to blame
 ) -> NonFiniteReport:
     "Find out what made a step go bad"
     step, loss, norm, _ = bad
     what = 'gradient' if math.isfinite(loss) else 'loss'
     if broken := not_finite(dict(model.state_dict())): return NonFiniteReport(step, 'weights', loss, norm, tuple(ids), (), (), tuple(broken))
     guilty = blame(loss_of, list(model.parameters()), len(ids))
-    return NonFiniteReport(step, what, loss, norm, tuple(ids), tuple(ids[i] for i in guilty), tuple(guilty.values()))
+    return NonFiniteReport(step, what, loss, norm, tuple(ids), tuple(ids[i] for i in guilty), tuple(guilty.values()), advice=advice)
+
+# %% ../../nbs/training/53_guard.ipynb #00dacfc7
+def merged(
+    reports: Sequence[NonFiniteReport],  # of one step, by rank
+) -> NonFiniteReport:
+    "One report of all ranks"
+    of_all = lambda name: tuple(x for r in reports for x in getattr(r, name))
+    return replace(reports[0], batch=of_all('batch'), blamed=of_all('blamed'), why=of_all('why'), weights=tuple(reports[0].weights))

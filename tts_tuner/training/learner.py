@@ -21,14 +21,18 @@ import torch
 from ..config.contracts import Change
 from ..config.errors import UserError
 from ..config.hparams import HParams
+from ..control.relief import ReliefState, relieve
 from ..data.loader import Batch
 from ..model.losses import LossParts, Tacotron2Loss, guided_attention_weight_at
 from ..model.tacotron2 import Tacotron2
+from .adam import Adam
 from .evaluate import fixed_randomness
-from .guard import FiniteWatch, NonFinite, report
+from .guard import FiniteWatch, NonFinite, NonFiniteReport, merged, report
+from .memory import Fit, cap_memory
+from .precision import LossScale, allow_tf32, in_full, products, slow_here
 
 # %% auto #0
-__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Adam', 'Group', 'one_clip', 'Learner']
+__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Group', 'memory_facts', 'one_clip', 'Learner']
 
 # %% ../../nbs/training/54a_learner.ipynb #dedd8dc2
 def lr_at(
@@ -54,7 +58,7 @@ def find_device(
 
 
 def prepare_machine(hp: HParams) -> torch.device:
-    "Threads, seeds and deterministic kernels; the device to train on"
+    "Threads, seeds, deterministic kernels, share of the GPU; the device to train on"
     if hp.threads: torch.set_num_threads(hp.threads)
     torch.set_flush_denormal(True)
     random.seed(hp.seed)
@@ -65,49 +69,10 @@ def prepare_machine(hp: HParams) -> torch.device:
         torch.set_deterministic_debug_mode('warn')  # the same as use_deterministic_algorithms, without a second of imports
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
-    return find_device(hp.device)
-
-# %% ../../nbs/training/54a_learner.ipynb #04e9a36f
-class Adam:
-    "Adam with an L2 penalty, all weights in one fused kernel; settings come with each step"
-
-    def __init__(
-        self,
-        weights: Mapping[str, torch.nn.Parameter],  # by name
-    ):
-        self.weights = dict(weights)
-        self.mean = {k: torch.zeros_like(w) for k, w in self.weights.items()}
-        self.square = {k: torch.zeros_like(w) for k, w in self.weights.items()}
-        self.count = torch.zeros((), device=next(iter(self.weights.values())).device)
-
-    def zero_grad(self) -> None:
-        "Forget the gradients"
-        for w in self.weights.values(): w.grad = None
-
-    @torch.no_grad()
-    def step(
-        self,
-        lr: float,  # learning rate of this step
-        hp: HParams,  # betas, epsilon and weight decay
-    ) -> None:
-        "One step along the gradients; weights without one stay"
-        live = {k: w.grad for k, w in self.weights.items() if w.grad is not None}
-        self.count += 1
-        torch._fused_adam_([self.weights[k] for k in live], list(live.values()), [self.mean[k] for k in live], [self.square[k] for k in live], [],
-                           [self.count] * len(live), lr=lr, beta1=hp.adam_beta1, beta2=hp.adam_beta2,
-                           weight_decay=hp.weight_decay, eps=hp.adam_eps, amsgrad=False, maximize=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        "Moments by the names of the weights, and the count of steps"
-        return dict(count=self.count, mean=self.mean, square=self.square)
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from a saved state, in place"
-        self.count.copy_(state['count'])
-        for k in self.weights:
-            self.mean[k].copy_(state['mean'][k])
-            self.square[k].copy_(state['square'][k])
+    device = find_device(hp.device)
+    allow_tf32(device)
+    cap_memory(device, hp.gpu_memory_fraction)
+    return device
 
 # %% ../../nbs/training/54a_learner.ipynb #893d365f
 class Group(Protocol):
@@ -118,7 +83,19 @@ class Group(Protocol):
     def prepare(self, model: torch.nn.Module) -> None: "Give every rank the weights of rank 0, and let batch normalisation see all ranks"
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor: "`tensor` summed over all ranks, in place"; ...
     def reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None: "Sum the gradients over all ranks, in place"
+    def stand_in(self, batch: Batch) -> tuple[Batch, float]: "The batch and 1, or a made-up clip and 0 where this rank has none"; ...
+    def total(self, *numbers: int) -> list[int]: "Sums of whole numbers over ranks"; ...
+    def everyone(self, value: Any) -> list[Any]: "The plain values of all ranks, by rank"; ...
     def alone(self) -> AbstractContextManager[None]: "Inside, nothing is exchanged: batch normalisation sees this rank's clips only"; ...
+
+# %% ../../nbs/training/54a_learner.ipynb #e5473d95
+def memory_facts(
+    hp: HParams,
+    device: torch.device,
+) -> str:
+    "What decides how much fits: settings, and the size of the GPU"
+    size = torch.cuda.get_device_properties(device).total_memory if device.type == 'cuda' else 0
+    return f'{device.type} {size} {hp.gpu_memory_fraction} {hp.precision} {hp.decoder_path} {hp.gradient_checkpointing} {hp.cpu_offload}'
 
 # %% ../../nbs/training/54a_learner.ipynb #d5fa80fb
 def one_clip(
@@ -144,15 +121,16 @@ class Learner:
         self.hp, self.device, self.group, self.step = hp, torch.device(device), group, 0
         self.changes: list[Change] = []  # what was altered by itself since the caller last emptied this list
         self.notes: list[str] = []  # sentences for people, likewise
+        if said := slow_here(hp.precision, self.device): self.notes.append(said)
         self.model = Tacotron2(hp).to(self.device).train()
         if group: group.prepare(self.model)
         self.loss = Tacotron2Loss(hp).to(self.device)
-        self.optimizer = Adam(dict(self.model.named_parameters()))
+        self.optimizer = Adam(dict(self.model.named_parameters()), offload=hp.cpu_offload)
         self.watch = FiniteWatch(every=1 if self.device.type == 'cpu' else hp.nan_check_every)
+        self.scaler = LossScale(self.device) if hp.precision == 'fp16' else None
+        self.relief = ReliefState()
+        self.fit = Fit(self.model, self.device, memory_facts(hp, self.device), group)
         self._good: tuple[int, dict[str, torch.Tensor]] = (0, {})
-
-    def _loss_of(self, batch: Batch, counts: torch.Tensor | None = None) -> LossParts:
-        return self.loss(self.model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths), batch, self.step, counts)
 
     def learn(
         self,
@@ -161,14 +139,15 @@ class Learner:
         "One optimiser step; NonFinite names the clips when loss or gradient is not finite"
         batches = [b.to(self.device) for b in ([batch] if isinstance(batch, Batch) else batch)]
         if not self.watch.waiting: self._good = self.step, self._copy()
-        rate = lr_at(self.step, self.hp)
-        numbers = self._gradients(batches)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hp.grad_clip_thresh or math.inf)
+        self._ease()
+        rate = lr_at(self.step, self.hp) * self.relief.share
+        numbers = self.fit.run(batches, self._gradients, self.step + 1, self.changes.append) if self.hp.fit_batch else self._gradients(batches)
+        norm, skip = self._clip()
         if bad := self.watch.see(self.step, numbers['train_loss'], norm, batches): self._stop(bad)
         weight = guided_attention_weight_at(self.step, self.hp)
-        self.optimizer.step(rate, self.hp)
+        self.optimizer.step(rate, self.hp, skip)
         self.step += 1
-        return dict(numbers, grad_norm=norm, guided_weight=weight, learning_rate=rate)
+        return dict(numbers, grad_norm=norm, guided_weight=weight, learning_rate=rate, **self._extras())
 
     def _gradients(self, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         "Gradients of the whole loss, on every rank; the loss and its parts"
@@ -177,14 +156,43 @@ class Learner:
         self.optimizer.zero_grad()
         found = []
         for batch in batches:
+            share = 1.0 if self.scaler is None else self.scaler.scale
+            batch, real = self.group.stand_in(batch) if self.group else (batch, 1.0)
             parts = self._loss_of(batch, counts)
-            parts.total.backward()
-            found.append(torch.stack([p.detach() for p in parts[:5]]))
+            (parts.total * (share * real)).backward()
+            found.append(torch.stack([p.detach() for p in parts[:5]]) * real)
         values = torch.stack(found).sum(0)
         if self.group:
             self.group.reduce_gradients(self.model.parameters())
             self.group.sum_(values)
         return dict(zip(('train_loss', 'mel_loss', 'mel_postnet_loss', 'gate_loss', 'guided_loss'), values))
+
+    def _loss_of(self, batch: Batch, counts: torch.Tensor | None = None) -> LossParts:
+        with products(self.hp.precision, self.device): out = self.model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths)
+        return self.loss(in_full(out), batch, self.step, counts)
+
+    def _clip(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        "Clip the gradient; its norm before that (0 when fp16 overflowed), and whether the optimiser leaves the step out"
+        weights = list(self.model.parameters())
+        if self.scaler: self.scaler.unscale([w.grad for w in weights if w.grad is not None])
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.hp.grad_clip_thresh or math.inf)
+        if self.scaler:
+            skip, norm = self.scaler.judge(norm)
+            return norm, skip
+        return norm, None if self.watch.every == 1 else (~torch.isfinite(norm)).float()  # looked at before the step, or left out unread
+
+    def _ease(self) -> None:
+        "Let the relief see the norms that were looked at; at the same steps whether or not the run was stopped in between"
+        if self.step % self.watch.every: return
+        looked, self.watch.looked = self.watch.looked, []
+        for step, norm in looked if self.hp.lr_relief else ():
+            self.relief, change = relieve(self.relief, step + 1, norm or math.nan)  # 0 stands for an overflow of fp16
+            if change: self.changes.append(replace(change, when=self.step + 1))
+
+    def _extras(self) -> dict[str, Any]:
+        "Numbers of what is switched on"
+        found: dict[str, Any] = dict(lr_relief=self.relief.share) if self.hp.lr_relief else {}
+        return found | dict(loss_scale=self.scaler.scale, overflows=self.scaler.overflows) if self.scaler else found
 
     def look(self) -> None:
         "Look for NaN and infinity now, before a checkpoint or a validation"
@@ -204,16 +212,23 @@ class Learner:
         clips = [(batch, i) for batch in bad[3] for i in range(len(batch))]
         alone = lambda k: self._loss_of(one_clip(*clips[k], self.hp.n_frames_per_step)).total
         with fixed_randomness(self.hp.seed), self.group.alone() if self.group else nullcontext():
-            found = report(bad, [batch.ids[i] for batch, i in clips], self.model, alone)
+            found = report(bad, [batch.ids[i] for batch, i in clips], self.model, alone, advice=LossScale.ADVICE if self.scaler else '')
         self._put_back()  # the search for the clip went through batch normalisation too
-        raise NonFinite(found)
+        raise NonFinite(merged([NonFiniteReport(**r) for r in self.group.everyone(found.to_dict())]) if self.group else found)
 
     def state(self) -> dict[str, Any]:
-        "Step, weights and moments, for a checkpoint"
-        return dict(step=self.step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
+        "Step, weights, moments and what was found out on the way, for a checkpoint"
+        found = dict(step=self.step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), fit=self.fit.bound.state_dict(),
+                     relief=dict(self.relief._asdict(), looked=self.watch.looked))
+        return dict(found, scaler=self.scaler.state_dict()) if self.scaler else found
 
     def load(self, state: Mapping[str, Any]) -> None:
-        "Take a checkpoint's step, weights and moments"
+        "Take a checkpoint's step, weights, moments and the rest; what an old one does not have starts anew"
         self.step = int(state['step'])
         self.model.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
+        if 'fit' in state: self.fit.bound.load_state_dict(state['fit'])
+        if 'scaler' in state and self.scaler: self.scaler.load_state_dict(state['scaler'])
+        if 'relief' in state and self.hp.lr_relief:
+            self.relief = ReliefState.of(state['relief'])
+            self.watch.looked = [(step, norm) for step, norm in state['relief']['looked']]
