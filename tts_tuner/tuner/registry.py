@@ -77,10 +77,13 @@ def hand_over(
     best: str | Path,  # best.pt of the winner
     target: str | Path,  # best_model.pt
 ) -> Path:  # `target`
-    "Copy the winner's checkpoint in one step"
+    "Write the winner's model in one step"
     try: raw = Path(best).read_bytes()
     except FileNotFoundError as e: raise TTSTunerError(f'The winner has no checkpoint {best}; start the study again to train it anew.') from e
-    return write_atomic(target, raw)
+    if raw[:2] not in (b'PK', b'\x1f\x8b'): return write_atomic(target, raw)  # the file of another trainer: ours are torch's archives, gzipped or not
+    from tts_tuner.training.checkpoint import load_checkpoint, model_only, save_checkpoint
+
+    return save_checkpoint(target, model_only(load_checkpoint(best)))
 
 # %% ../../nbs/tuner/64_registry.ipynb #2566e8bf
 class Tracker:
