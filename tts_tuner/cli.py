@@ -25,7 +25,7 @@ from .config.errors import TTSTunerError, UserError
 # %% auto #0
 __all__ = ['app', 'ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Workers',
            'Seed', 'Deploy', 'Track', 'Words', 'ending', 'run', 'config', 'demo_corpus', 'train', 'newest', 'synth',
-           'report', 'doctor', 'version', 'main']
+           'import_', 'export', 'report', 'doctor', 'version', 'main']
 
 # %% ../nbs/90_cli.ipynb #57a50696
 def _keep_traceback(error: BaseException) -> Path:
@@ -217,7 +217,7 @@ def train(
     tracking_uri: Annotated[str, typer.Option(help='MLflow tracking store.')] = 'sqlite:///mlflow.db',
     experiment: Annotated[str, typer.Option(help='MLflow experiment.')] = 'tacotron2_autotuning',
     parent_run_id: Annotated[str | None, typer.Option(help='MLflow run that this one belongs to.')] = None,
-    warm_start: Annotated[Path | None, typer.Option(help='Checkpoint whose weights are the start; the architecture must be the same.')] = None,
+    warm_start: Annotated[Path | None, typer.Option(help='Checkpoint to start from, ours or a published Tacotron 2, of the same architecture.')] = None,
     fresh_if_different: Annotated[bool, typer.Option('--fresh-if-different', help='... and where it is not, start from nothing and say so.')] = False,
     cache_dir: Annotated[Path, typer.Option(help='Folder of the feature cache.')] = Path('data/cache'),
     help_hparams: Annotated[bool, typer.Option('--help-hparams', is_eager=True, callback=_print_hparams, help='List every hyper-parameter and leave.')] = False,
@@ -265,6 +265,39 @@ def synth(
     save_wav(out, speech.audio, speech.sample_rate)
     for warning in speech.warnings: print(f'Note: {warning}', file=sys.stderr)
     print(f'{out}: {speech.seconds:.1f} s of speech by {path}, made in {time.monotonic() - start:.1f} s.')
+
+# %% ../nbs/90_cli.ipynb #3a5f58e1
+@_verb('import', 'tts-tune import tacotron2_statedict.pt --out imported.pt',
+       'tts-tune import checkpoint_90000 --symbols symbols.txt --language ru --out imported.pt')
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help='Checkpoint of the published Tacotron 2, in any of its layouts.')],
+    out: Annotated[Path, typer.Option('--out', '-o', help='Model file to write.')] = Path('imported.pt'),
+    symbols: Annotated[Path | None, typer.Option(help='Its symbol table, one symbol a line, padding first. [the published 148 symbols]')] = None,
+    language: Annotated[str, typer.Option(help='Language of its texts: en or ru.')] = 'en',
+) -> None:
+    "Make a voice of a published Tacotron 2 checkpoint."
+    from tts_tuner.training.published import import_published
+
+    found = import_published(checkpoint, out, symbols, language)
+    steps = f', {found.step} steps' if found.step else ''
+    print(f'{out}: {len(found.symbols)} symbols and {len(found.weights)} tensors of {checkpoint} (layout "{found.layout}"{steps}).')
+
+
+@_verb('export', 'tts-tune export --model runs/anna/best_model.pt --out anna_tacotron2.pt',
+       'tts-tune export --layout examples --rows published -o tacotron2.pt')
+def export(
+    out: Annotated[Path, typer.Option('--out', '-o', help='File to write.')] = Path('tacotron2.pt'),
+    model: Annotated[Path | None, typer.Option(help='Model or checkpoint. [the newest runs/*/best_model.pt]')] = None,
+    layout: Annotated[str, typer.Option(help='repository, examples or weights: how the file is wrapped.')] = 'repository',
+    rows: Annotated[str, typer.Option(help='Symbol rows in the order of this voice (own) or of the published table (published).')] = 'own',
+) -> None:
+    "Write a voice for programs of the published Tacotron 2."
+    from tts_tuner.training.published import export_published
+
+    path = model or newest('*/best_model.pt', 'model')
+    said = export_published(path, out, layout, rows)
+    print(f'{out}: {path} in the layout "{layout}".')
+    for sentence in said: print(sentence)
 
 # %% ../nbs/90_cli.ipynb #9d626757
 @_verb('report', 'tts-tune report', 'tts-tune report runs/anna')

@@ -77,6 +77,7 @@ def unwrapped(
     path: str | Path,  # its name, for the message
 ) -> tuple[str, dict[str, torch.Tensor]]:  # layout, and weights by their published names in single precision
     "Layout and weights; UserError when the file holds anything else"
+    if isinstance(content, Mapping) and content.get('format') == FORMAT: raise UserError(f'{path} is a checkpoint of tts_tuner already; use it as it is.')
     layout, inner = '', content
     if isinstance(content, Mapping) and 'state_dict' in content:
         inner = content['state_dict']
@@ -292,7 +293,8 @@ def as_published(
     weights = dict(voice['model'])
     if rows == 'published':
         weights['embedding.weight'], blank = _published_rows(weights['embedding.weight'], table)
-        said.append(f'{len(PUBLISHED_SYMBOLS)} rows in the published order; {len(blank)} of them are zeros, this voice has no such symbols.')
+        zeros = f'; {len(blank)} of them are zeros, for symbols that this voice does not know' if blank else ''
+        said.append(f'{len(PUBLISHED_SYMBOLS)} rows in the published order{zeros}.')
     else: said.append(f'n_symbols={len(table)} there; texts must be numbered by the table of this voice, its end mark included.')
     if layout == 'weights': return weights, said
     names = [k for k in weights if not k.endswith(('running_mean', 'running_var', 'num_batches_tracked'))]
