@@ -16,6 +16,7 @@ from tiny_corpus import TINY, make_tiny_corpus
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.hparams import create_hparams, format_overrides
 from tts_tuner.serve.synthesizer import Synthesizer
+from tts_tuner.training import resumable
 from tts_tuner.training import trainer as module
 from tts_tuner.training.checkpoint import CheckpointFolder, load_checkpoint
 from tts_tuner.training.evaluate import Evaluation
@@ -211,13 +212,13 @@ def test_second_signal_ends_at_once(tiny, tmp_path):
 
 def poison(monkeypatch, clip, from_step=0):
     "NaN in the mel of one clip"
-    load_item = module.TTSDataset.__getitem__
+    load_item = resumable.TTSDataset.__getitem__
 
     def item(self, i):
         found = load_item(self, i)
         if found['id'] == clip: found['mel'] = found['mel'] * float('nan')
         return found
-    monkeypatch.setattr(module.TTSDataset, '__getitem__', item)
+    monkeypatch.setattr(resumable.TTSDataset, '__getitem__', item)
 
 
 def test_nan_is_blamed_on_its_clip(tiny, tmp_path, monkeypatch):
@@ -239,14 +240,14 @@ def test_nan_is_blamed_on_its_clip(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('every', [1, 10])
 def test_poisoned_weight_is_caught_within_ten_steps(tiny, tmp_path, monkeypatch, every):
-    learn = module.Learner.learn
+    learn = resumable.Learner.learn
 
     def poisoned(self, batch):
         self.watch.every = every  # 10: as on a GPU, where each look costs a wait
         if self.step == 4:
             with torch.no_grad(): self.model.decoder.attention_rnn.weight_hh[0, 0] = float('nan')
         return learn(self, batch)
-    monkeypatch.setattr(module.Learner, 'learn', poisoned)
+    monkeypatch.setattr(resumable.Learner, 'learn', poisoned)
     with pytest.raises(NonFinite) as e: go(tiny, tmp_path / 'run', hparams(max_steps=40, eval_every=40, checkpoint_every=40))
     found = e.value.report
     assert found.step == 4 and not found.blamed
@@ -263,7 +264,7 @@ def test_best_is_by_score_never_by_loss(tiny, tmp_path, monkeypatch):
         loss, aligned, score = scripted[step]
         rest = dict.fromkeys(('attention_coverage', 'success', 'stop_rate', 'mcd', 'mcd_mean_frame'), 1.0)
         return Evaluation(step, dict(rest, val_loss=loss, alignment_score=aligned, score=score), ())
-    monkeypatch.setattr(module.Evaluator, 'run', run)
+    monkeypatch.setattr(resumable.Evaluator, 'run', run)
     monkeypatch.setattr(module, 'write_samples', lambda *args, **more: [])
     seen = []
     save = CheckpointFolder.save

@@ -62,10 +62,12 @@ class RunFolder:
         self,
         path: str | Path,
         console: Callable[[str], None] = print,  # takes lines for people
+        writes: bool = True,  # False for the ranks that leave files and words to rank 0
     ):
-        self.path, self.console = Path(path), console
+        self.path, self.console, self.writes = Path(path), console, writes
         self.checkpoints, self.metrics = self.path / 'checkpoints', self.path / 'metrics.jsonl'
         self.saved = 0  # step of the newest checkpoint; what was done after it is done again if this process dies
+        if not writes: return
         try: self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise UserError(f'The run folder {self.path} cannot be made ({e.strerror}); choose another with --run-dir.') from e
 
@@ -75,6 +77,7 @@ class RunFolder:
         shown: bool = True,  # on the screen too
     ) -> None:
         "A line for the screen and for `train.log`"
+        if not self.writes: return
         if shown: self.console(line)
         with open(self.path / 'train.log', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {line}\n')
 
@@ -86,12 +89,15 @@ class RunFolder:
     ) -> dict[str, Any]:
         "Write `status.json`"
         found = dict(state=state, step=step, saved=self.saved, reason=reason, pid=os.getpid(), time=round(time.time(), 3))
-        write_atomic(self.path / 'status.json', json.dumps(found))
+        if self.writes: write_atomic(self.path / 'status.json', json.dumps(found))
         return found
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         "Keep other trainers out of this folder; UserError when one is in it"
+        if not self.writes:
+            yield
+            return
         with open(self.path / '.lock', 'w') as f:
             if fcntl:
                 try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +111,7 @@ class RunFolder:
         def word(v: Any) -> str:
             text = json.dumps(v)
             return text.replace('e', '.0e') if isinstance(v, float) and 'e' in text and '.' not in text else text
-        write_atomic(self.path / 'hparams.yaml', ''.join(f'{k}: {word(v)}\n' for k, v in hp.items()))
+        if self.writes: write_atomic(self.path / 'hparams.yaml', ''.join(f'{k}: {word(v)}\n' for k, v in hp.items()))
 
 # %% ../../nbs/training/54b_run_folder.ipynb #da2fb639
 class Progress:

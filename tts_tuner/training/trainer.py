@@ -15,76 +15,35 @@ from typing import Any
 
 import torch
 
+from ..config.contracts import to_json
 from ..config.errors import TTSTunerError, UserError
-from ..config.files import write_atomic
+from ..config.files import append_line, write_atomic
 from ..config.hparams import HParams, create_hparams, differences, from_dict, to_dict
 from ..data.corpus import Corpus, aside_sentences, read_corpus
 from ..data.features import FeatureSet, build_features
-from ..data.loader import BatchStream, TTSDataset, split
+from ..data.loader import split
 from ..model.tacotron2 import Tacotron2
 from ..text.symbols import SymbolTable
-from .background import Saver
-from .checkpoint import CheckpointFolder, load_checkpoint, model_only, not_finite, rng_state, save_checkpoint, set_rng_state
-from .evaluate import Evaluation, Evaluator, anchors, evaluate, write_samples
+from .checkpoint import CheckpointFolder, load_checkpoint, model_only, not_finite, rng_state, save_checkpoint
+from .distributed import Ranks, RanksLost
+from .evaluate import Evaluation, evaluate, write_samples
 from .guard import NonFinite
-from .learner import Learner, prepare_machine
+from .joining import join
+from .memory import free_memory
 from .metadata import as_tags, run_metadata, system_metrics
 from .published import start_from
+from .resumable import Resumable
 from .run_folder import Progress, RunFolder, StopRequest, validation_line
 from .sinks import JsonlSink, MetricSink, MLflowSink, SinkGroup, TensorBoardSink, rewind
 from .warm_start import check_architecture
 
 # %% auto #0
-__all__ = ['Resumable', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
-
-# %% ../../nbs/training/55_trainer.ipynb #5b842f1f
-class Resumable:
-    "The parts of a run, and all of their states"
-
-    def __init__(
-        self,
-        hp: HParams,
-        features: FeatureSet,
-        folder: RunFolder,
-        cache_dir: str | Path | None = None,  # where the anchors of the score are kept; the run folder when not given
-    ):
-        self.features, self.folder = features, folder
-        self.hp = hp = replace(hp, n_symbols=len(features.table))
-        self.device = prepare_machine(hp)
-        self.learner = Learner(hp, self.device)
-        self.train_clips, self.valid_clips = split(features, hp)
-        self.stream = BatchStream(TTSDataset(features, self.train_clips, hp), hp)
-        free = list(self.valid_clips)[-hp.n_free_running:]
-        anchor = anchors(features, self.train_clips, free, hp, cache_dir or folder.path, say=folder.say)
-        self.evaluator = Evaluator(features, self.valid_clips, hp, self.device, anchor=anchor)
-        self.saver = Saver(CheckpointFolder(folder.checkpoints, hp.keep_checkpoints, hp.compress_checkpoints), hp.async_checkpoints)
-        self.best: tuple[float, float] = (-1.0, -1.0)
-        self.last_metrics: dict[str, float] = {}
-
-    @property
-    def step(self) -> int: return self.learner.step
-
-    def state(self) -> dict[str, Any]:
-        "Everything a checkpoint holds"
-        f = self.features
-        return dict(self.learner.state(), hparams=to_dict(self.hp), symbols=f.table.to_dict(), mel_mean=float(f.mel_mean), mel_std=float(f.mel_std),
-                    digest=f.digest, sampler=self.stream.state_dict(), rng=rng_state(), best_score=list(self.best), metrics=self.last_metrics)
-
-    def resume(
-        self,
-        state: Mapping[str, Any],  # a checkpoint of this run
-    ) -> None:
-        "Go on from a checkpoint; UserError when it belongs to another architecture or symbol table"
-        check_architecture(state, self.hp, self.features.table, 'resume with the settings the run was started with, or choose another run folder')
-        self.learner.load(state)
-        if state['digest'] == self.features.digest:
-            self.stream.load_state_dict(state['sampler'])
-            self.best = float(state['best_score'][0]), float(state['best_score'][1])
-        else: self.folder.say('The corpus has changed since the checkpoint; the order of clips and the search for the best start anew.')
-        self.last_metrics = dict(state['metrics'])
-        set_rng_state(state['rng'])
+__all__ = ['STOPPING', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
 
 # %% ../../nbs/training/55_trainer.ipynb #6b5b59b3
+STOPPING = ('SIGINT', 'SIGTERM')
+
+
 class Trainer(Resumable):
     "Trains one model on one corpus; can be stopped at any step and goes on bit for bit"
 
@@ -97,10 +56,12 @@ class Trainer(Resumable):
         stop: StopRequest | None = None,  # asked between steps
         cache_dir: str | Path | None = None,  # where the anchors of the score are kept; the run folder when not given
         n_samples: int = 2,  # sentences drawn and voiced at each validation
+        group: Ranks | None = None,  # the processes that train together; this one alone when not given
     ):
-        super().__init__(hp, features, folder, cache_dir)
-        self.sinks: MetricSink = sinks or SinkGroup([JsonlSink(folder.metrics)])
+        super().__init__(hp, features, folder, cache_dir, group)
+        self.sinks: MetricSink = sinks or SinkGroup([JsonlSink(folder.metrics)] if self.group.first else [])
         self.stop, self.n_samples = stop if stop is not None else StopRequest(), n_samples
+        self.asked = ''  # the signal that some rank was sent
         self._queue: list[tuple[int, dict[str, Any]]] = []
 
     def run(
@@ -110,22 +71,40 @@ class Trainer(Resumable):
         "Train to the end, to a pause, or until asked to stop"
         hp, goal = self.hp, min(until or self.hp.max_steps, self.hp.max_steps)
         progress = Progress(self.step, goal)
-        while self.step < goal and not self.stop:
-            batch = next(self.stream)
-            numbers = self.learner.learn(batch)
-            numbers |= dict(frames_per_second=progress.stepped(int(batch.mel_lengths.sum())), epoch=self.stream.progress)
+        self._listen(0)
+        while self.step < goal and not self.asked:
+            batches = [next(self.stream) for _ in range(hp.accumulate_batches)]
+            numbers = self.learner.learn(batches if len(batches) > 1 else batches[0])
+            frames = self._listen(sum(int(b.mel_lengths.sum()) for b in batches))
+            numbers |= dict(frames_per_second=progress.stepped(frames), epoch=self.stream.progress)
             self._queue.append((self.step, numbers))
+            self._tell_changes()
             validate = self.step % hp.eval_every == 0 or self.step == goal
-            save = self.step % hp.checkpoint_every == 0 or self.step == goal or bool(self.stop)
+            save = self.step % hp.checkpoint_every == 0 or self.step == goal or bool(self.asked)
             if not (validate or save) and self.learner.watch.waiting: continue
             logged, better = self._log(validate)
-            if validate: self.folder.say(validation_line(self.step, self.last_metrics, better))
+            if validate and self.group.first: self.folder.say(validation_line(self.step, self.last_metrics, better))
             elif progress.due(): self.folder.say(progress.line(logged))
             if save or better: self._save(better)
             progress.resumed()
         self.saver.wait()
         if self.step < goal: return 'stopped'
         return 'finished' if goal == hp.max_steps else 'paused'
+
+    def _listen(self, frames: int) -> int:
+        "Let every rank know when one of them was asked to stop, at the same step; the frames of all"
+        frames, *asked = self.group.total(frames, *(self.stop.name == name for name in STOPPING))
+        self.asked = next((name for name, n in zip(STOPPING, asked) if n), '')
+        return frames
+
+    def _tell_changes(self) -> None:
+        "What the learner altered by itself goes to the screen and into `changes.jsonl`"
+        for change in self.learner.changes:
+            self.folder.say(change.why)
+            if self.group.first: append_line(self.folder.path / 'changes.jsonl', to_json(change))
+        for note in self.learner.notes: self.folder.say(note)
+        self.learner.changes.clear()
+        self.learner.notes.clear()
 
     def _log(self, validate: bool) -> tuple[dict[str, float], bool]:
         "Bring the queued numbers to the sinks, with a validation when it is time; the last of them, and is it the best?"
@@ -135,10 +114,12 @@ class Trainer(Resumable):
         for step, row in rows:
             numbers = {k: float(v) for k, v in row.items()}
             if validate and step == self.step:
-                found = self.validate()
-                key = (found['score'], found['alignment_score'])
-                if better := key > self.best: self.best = key
-                numbers |= {**found, **system_metrics()}
+                if self.group.first:
+                    found = self.validate()
+                    key = (found['score'], found['alignment_score'])
+                    if better := key > self.best: self.best = key
+                    numbers |= {**found, **system_metrics()}
+                better = self.group.share(better)  # here the other ranks wait for the validation
             self.sinks.log(step, numbers)
         return numbers, better
 
@@ -154,12 +135,14 @@ class Trainer(Resumable):
     def _save(self, better: bool) -> None:
         "Metrics first, then the checkpoint: what a checkpoint has seen is in the stream"
         self.sinks.flush()
-        step = self.step
+        self.same_everywhere()
+        step, generators = self.step, self.group.everyone(rng_state())
+        if not self.group.first: return
 
         def on_disk() -> None:
             self.folder.saved = step
             self.folder.status('running', step)
-        self.saver.save(self.state(), best=better, then=on_disk)
+        self.saver.save(self.state(generators), best=better, then=on_disk)
 
 # %% ../../nbs/training/55_trainer.ipynb #023d8a23
 def _fresh_or_resumed(folder: RunFolder, resume: bool, hp: HParams) -> dict[str, Any] | None:
@@ -189,19 +172,96 @@ def _tell_changes(folder: RunFolder, state: Mapping[str, Any], hp: HParams) -> N
     if changed: folder.say('Settings that change from here on: ' + ', '.join(f'{k} from {a} to {b}' for k, (a, b) in changed.items()) + '.')
 
 
-def _failed(trainer: Trainer | None, folder: RunFolder, error: NonFinite) -> None:
-    "Keep what is known about NaN or infinity: the report, and the state before it if that is sound"
-    write_atomic(folder.path / 'failure.json', json.dumps(error.report.to_dict()))
-    if trainer and not not_finite(dict(trainer.learner.model.state_dict())):
-        save_checkpoint(folder.checkpoints / 'before_failure.pt', trainer.state())
-
-
 def _sinks(folder: RunFolder, hp: HParams, resumed: int | None, tensorboard: bool, tracking: str, facts: Mapping[str, Any], **mlflow: Any) -> SinkGroup:
     "The stream, event files and the tracker"
     if tracking not in ('none', 'mlflow'): raise UserError(f'tracking={tracking} is not known; write none or mlflow.')
     optional: list[MetricSink] = [TensorBoardSink(folder.path, resumed)] if tensorboard else []
     if tracking == 'mlflow': optional.append(MLflowSink(folder.path, params=to_dict(hp), tags=as_tags(facts), say=folder.say, **mlflow))
     return SinkGroup([JsonlSink(folder.metrics)], optional, say=folder.say)
+
+# %% ../../nbs/training/55_trainer.ipynb #1aedbabc
+def _settings_of_all(group: Ranks, hp: HParams, until: int | None) -> tuple[HParams, int | None, list[str]]:
+    "Settings of rank 0, and a sentence for each rank that was started with others"
+    if not group.together: return hp, until, []
+    given = dict(to_dict(hp), until=until)
+    shared = group.share(given)
+    odd = group.everyone([k for k in given if given[k] != shared[k]])
+    until = shared.pop('until')
+    return from_dict(shared), until, [f'Rank {r} was started with another {", ".join(names)}; it takes that of rank 0.' for r, names in enumerate(odd) if names]
+
+
+def _read_data(group: Ranks, corpus_dir: Path, hp: HParams, cache: Path) -> tuple[Corpus, FeatureSet]:
+    "The corpus and its features: rank 0 makes them, then one rank of each other machine, then the rest find them in the cache"
+    turn = 0 if group.first else 1 if group.seat.local_rank == 0 else 2
+    for now in range(3 if group.together else 1):
+        if now == turn:
+            corpus = read_corpus(corpus_dir, hp)
+            features = build_features(corpus, hp, cache)
+        group.everyone(0)
+    group.agree('the data', f'{features.digest[:12]}-{features.key[:12]}', 'give every machine the same corpus')
+    return corpus, features
+
+
+class _Run:
+    "A run from its folder to its end"
+
+    def __init__(self, folder: RunFolder, group: Ranks):
+        self.folder, self.group = folder, group
+        self.trainer: Trainer | None = None
+        self.sinks: SinkGroup | None = None
+        self.resumed = 0  # step the run goes on from
+
+    @property
+    def step(self) -> int: return self.trainer.step if self.trainer else self.resumed
+
+    def begin(self, trainer: Trainer, state: dict[str, Any] | None, warm_start: str | Path | None, fresh_if_different: bool) -> None:
+        "Bring the trainer of every rank to the same start: a checkpoint, weights of another run, or fresh ones"
+        self.trainer, hp = trainer, trainer.hp
+        if self.group.share(state is not None):
+            state = self.group.share(state)
+            assert state is not None
+            trainer.resume(state)
+            _tell_changes(self.folder, state, hp)
+            self.folder.write_hparams(hp)  # not before: a checkpoint that does not fit leaves the folder as it was
+        elif warm_start:
+            if self.group.first: _start_warm(trainer, Path(warm_start), fresh_if_different)
+            self.group.prepare(trainer.learner.model)
+        trainer.same_everywhere()
+
+    def failed(self, error: BaseException, hp: HParams) -> BaseException:
+        "Write down what ended the run, for those who watch; the error to raise"
+        folder, trainer = self.folder, self.trainer
+        if trainer and (failure := trainer.saver.settle()) and failure is not error: folder.say(f'The last checkpoint was not written: {failure}')
+        if isinstance(error, NonFinite) and self.group.first:
+            write_atomic(folder.path / 'failure.json', json.dumps(error.report.to_dict()))
+            if trainer and not not_finite(dict(trainer.learner.model.state_dict())):  # the state before it is kept if it is sound
+                save_checkpoint(folder.checkpoints / 'before_failure.pt', trainer.state())
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            error = TTSTunerError(f'The GPU has too little memory for batch_size={hp.batch_size}; halve it and start again with --resume.')
+        if isinstance(error, RanksLost):
+            error = RanksLost(f'{error} The checkpoint {f"of step {folder.saved} " if folder.saved else ""}stands; start all ranks again with --resume.')
+        folder.status('stopped' if isinstance(error, KeyboardInterrupt) else 'failed', self.step, str(error) or type(error).__name__)
+        if self.sinks: self.sinks.close('failed')
+        return error
+
+    def ended(self, trainer: Trainer, state: str) -> dict[str, Any]:
+        "Write down that the run ended as it should; what `run_training` returns"
+        if self.sinks: self.sinks.close(state)
+        found = self.folder.status(state, trainer.step, f'{trainer.asked} received' if state == 'stopped' else '')
+        self.folder.say({'finished': f'finished after {trainer.step} steps', 'paused': f'paused at step {trainer.step}, go on with --resume',
+                         'stopped': f'stopped at step {trainer.step}, go on with --resume'}[state])
+        return {**found, 'metrics': trainer.last_metrics, 'best_score': max(0.0, trainer.best[0]), 'run_dir': str(self.folder.path)}
+
+
+def _start_warm(trainer: Trainer, path: Path, fresh_if_different: bool) -> None:
+    "Weights of another run or a published model, or a sentence why not"
+    try: account = start_from(trainer.learner.model, trainer.hp, path, trainer.features.table)
+    except UserError as e:
+        if not fresh_if_different: raise
+        trainer.folder.say(f'{e} The run starts from the beginning.')
+        return
+    trainer.folder.say(f'weights taken from {path} (step {account.step})')
+    for sentence in account.sentences(): trainer.folder.say(sentence)
 
 # %% ../../nbs/training/55_trainer.ipynb #dea2ebdd
 def run_training(
@@ -220,58 +280,39 @@ def run_training(
     fresh_if_different: bool = False,  # a warm start that does not fit begins anew instead of failing
     tensorboard: bool = True,  # write event files
     n_samples: int = 2,  # sentences drawn and voiced at each validation
+    join_timeout: float = 60.0,  # seconds until all ranks must have met, where there are several
 ) -> dict[str, Any]:  # state, step, reason, metrics, best_score, run_dir
-    "Train on a corpus folder, from nothing or from where the run was left"
-    folder, cache = RunFolder(run_dir, console), Path(cache_dir)
-    trainer: Trainer | None = None
-    sinks: SinkGroup | None = None
-    with folder.alone(), StopRequest() as stop:
-        state = _fresh_or_resumed(folder, resume, hp)
-        folder.saved = state['step'] if state else 0
-        folder.status('running', state['step'] if state else 0)
-        try:
-            corpus = read_corpus(Path(corpus_dir), hp)
-            features = build_features(corpus, hp, cache)
-            hp = replace(hp, n_symbols=len(features.table))
-            _tell_data(folder, corpus, features)
-            if state is None: folder.write_hparams(hp)
-            facts = run_metadata(features.digest, dict(resumed_step=state['step'] if state else 0))
-            write_atomic(folder.path / 'metadata.json', json.dumps(facts, indent=1))
-            sinks = _sinks(folder, hp, state['step'] if state else None, tensorboard, tracking, facts,
-                           uri=tracking_uri or 'sqlite:///mlflow.db', experiment=experiment, parent_run_id=parent_run_id)
-            trainer = Trainer(hp, features, folder, sinks, stop, cache, n_samples)
-            if state:
-                trainer.resume(state)
-                _tell_changes(folder, state, hp)
-                folder.write_hparams(hp)  # not before: a checkpoint that does not fit leaves the folder as it was
-            elif warm_start: _start_warm(trainer, Path(warm_start), fresh_if_different)
-            ended = trainer.run(until)
-        except BaseException as e:  # whatever ends the run is written down for those who watch, then raised on
-            if trainer and (failure := trainer.saver.settle()) and failure is not e: folder.say(f'The last checkpoint was not written: {failure}')
-            if isinstance(e, NonFinite): _failed(trainer, folder, e)
-            step = trainer.step if trainer else state['step'] if state else 0
-            folder.status('stopped' if isinstance(e, KeyboardInterrupt) else 'failed', step, str(e) or type(e).__name__)
-            if sinks: sinks.close('failed')
-            if isinstance(e, torch.cuda.OutOfMemoryError):
-                raise TTSTunerError(f'The GPU has too little memory for batch_size={hp.batch_size}; halve it and start again with --resume.') from e
-            raise
-        reason = f'{stop.name} received' if ended == 'stopped' else ''
-        sinks.close(ended)
-        found = folder.status(ended, trainer.step, reason)
-    folder.say({'finished': f'finished after {trainer.step} steps', 'paused': f'paused at step {trainer.step}, go on with --resume',
-                'stopped': f'stopped at step {trainer.step}, go on with --resume'}[ended])
-    return {**found, 'metrics': trainer.last_metrics, 'best_score': max(0.0, trainer.best[0]), 'run_dir': str(folder.path)}
-
-
-def _start_warm(trainer: Trainer, path: Path, fresh_if_different: bool) -> None:
-    "Weights of another run or a published model, or a sentence why not"
-    try: account = start_from(trainer.learner.model, trainer.hp, path, trainer.features.table)
-    except UserError as e:
-        if not fresh_if_different: raise
-        trainer.folder.say(f'{e} The run starts from the beginning.')
-        return
-    trainer.folder.say(f'weights taken from {path} (step {account.step})')
-    for sentence in account.sentences(): trainer.folder.say(sentence)
+    "Train on a corpus folder, from nothing or from where the run was left; one of several ranks where `torchrun` started them"
+    cache = Path(cache_dir)
+    with join(hp.device, join_timeout) as group:
+        hp, until, odd = _settings_of_all(group, hp, until)
+        folder = RunFolder(run_dir, console, writes=group.first)
+        run = _Run(folder, group)
+        with folder.alone(), StopRequest() as stop:
+            state = _fresh_or_resumed(folder, resume, hp) if group.first else None
+            folder.saved = run.resumed = state['step'] if state else 0
+            folder.status('running', run.resumed)
+            try:
+                for sentence in odd: folder.say(sentence)
+                corpus, features = _read_data(group, Path(corpus_dir), hp, cache)
+                hp = replace(hp, n_symbols=len(features.table))
+                _tell_data(folder, corpus, features)
+                if state is None: folder.write_hparams(hp)
+                if group.first:
+                    facts = run_metadata(features.digest, dict(resumed_step=run.resumed, ranks=group.world))
+                    write_atomic(folder.path / 'metadata.json', json.dumps(facts, indent=1))
+                    run.sinks = _sinks(folder, hp, run.resumed if state else None, tensorboard, tracking, facts,
+                                       uri=tracking_uri or 'sqlite:///mlflow.db', experiment=experiment, parent_run_id=parent_run_id)
+                trainer = Trainer(hp, features, folder, run.sinks, stop, cache, n_samples, group)
+                run.begin(trainer, state, warm_start, fresh_if_different)
+                ended = trainer.run(until)
+            except BaseException as e:  # whatever ends the run is written down, then raised on
+                if (told := run.failed(e, hp)) is not e: raise told from e
+                raise
+            found = run.ended(trainer, ended)
+    del run, trainer
+    free_memory()  # of the model and its moments: the next run in this process finds the memory it had
+    return found
 
 # %% ../../nbs/training/55_trainer.ipynb #54663586
 def train(
