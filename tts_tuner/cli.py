@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +64,7 @@ def ending(
 
 # %% ../nbs/90_cli.ipynb #54548e0a
 _debug = False  # set by `main` when --debug stands anywhere on the command line
+_typed: list[str] = []  # the words after the program's name, set by `main`
 
 app = typer.Typer(
     name='tts-tune', add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -204,8 +205,20 @@ def _own_hparams(run_dir: Path) -> dict[str, Any] | None:
     return dict(yaml.safe_load(path.read_text(encoding='utf-8'))) if path.is_file() else None
 
 
+def _without(words: Sequence[str], option: str) -> list[str]:
+    "A command line without an option that takes a value"
+    out, rest = [], iter(words)
+    for word in rest:
+        if word == option: next(rest, None)
+        elif not word.startswith(f'{option}='): out.append(word)
+    return out
+
+
 @_verb('train', 'tts-tune train --corpus data/demo --run-dir runs/by_hand --preset small --hparams "max_steps=600"',
-       'tts-tune train --corpus data/demo --run-dir runs/by_hand --resume', 'tts-tune train --help-hparams')
+       'tts-tune train --corpus data/demo --run-dir runs/by_hand --resume', 'tts-tune train --help-hparams',
+       'tts-tune train --ranks 2 --corpus data/demo --run-dir runs/pair',
+       'torchrun --nproc-per-node 2 -m tts_tuner.cli train --corpus data/demo --run-dir runs/pair',
+       'torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr host0 --master-port 29500 -m tts_tuner.cli train ...')
 def train(
     corpus: Annotated[Path, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/.')],
     run_dir: Annotated[Path, typer.Option('--run-dir', help='Folder of this run: checkpoints, metrics, samples.')],
@@ -220,10 +233,17 @@ def train(
     warm_start: Annotated[Path | None, typer.Option(help='Checkpoint to start from, ours or a published Tacotron 2, of the same architecture.')] = None,
     fresh_if_different: Annotated[bool, typer.Option('--fresh-if-different', help='... and where it is not, start from nothing and say so.')] = False,
     cache_dir: Annotated[Path, typer.Option(help='Folder of the feature cache.')] = Path('data/cache'),
+    ranks: Annotated[int, typer.Option(min=1, help='Processes of this machine that train together, one a GPU; on several machines use torchrun.')] = 1,
+    join_timeout: Annotated[float, typer.Option(min=1, help='Seconds until all of them must have found each other.')] = 60.0,
     help_hparams: Annotated[bool, typer.Option('--help-hparams', is_eager=True, callback=_print_hparams, help='List every hyper-parameter and leave.')] = False,
 ) -> None:
     "Train one model. Ctrl-C stops it with a checkpoint."
     if tracking not in ('none', 'mlflow'): raise UserError(f'--tracking is none or mlflow, not "{tracking}".')
+    if ranks > 1:
+        if 'WORLD_SIZE' in os.environ: raise UserError('--ranks starts the ranks of a run, and torchrun has done so already; leave one of the two out.')
+        from tts_tuner.training.joining import launch
+
+        raise SystemExit(launch(ranks, [sys.executable, '-m', 'tts_tuner.cli', *_without(_typed, '--ranks')]))
     from tts_tuner.config.hparams import create_hparams, parse_overrides
 
     known = _own_hparams(run_dir) if resume and preset is None else None
@@ -231,7 +251,7 @@ def train(
     from tts_tuner.training.trainer import run_training
 
     run_training(corpus, run_dir, hp, until=until, resume=resume, tracking=tracking, tracking_uri=tracking_uri, experiment=experiment,
-                 parent_run_id=parent_run_id, warm_start=warm_start, cache_dir=cache_dir, fresh_if_different=fresh_if_different)
+                 parent_run_id=parent_run_id, warm_start=warm_start, cache_dir=cache_dir, fresh_if_different=fresh_if_different, join_timeout=join_timeout)
 
 # %% ../nbs/90_cli.ipynb #11d9bb5c
 def newest(
@@ -337,8 +357,8 @@ def main(
     argv: list[str] | None = None,  # words after the program's name; None takes the process's own
 ) -> None:
     "The command `tts-tune`"
-    global _debug
-    words = list(sys.argv[1:] if argv is None else argv)
+    global _debug, _typed
+    words = _typed = list(sys.argv[1:] if argv is None else argv)
     options = words[:words.index('--')] if '--' in words else words
     _debug = '--debug' in options
     words = [w for i, w in enumerate(words) if w != '--debug' or i >= len(options)]
