@@ -73,6 +73,7 @@ class _ModelHParams(_DataHParams):
     attention_dynamic_kernel_size: int = hp(21, '... their kernel, odd', 'symbols', arch=True, low=1)
     attention_prior_length: int = hp(11, '... how far ahead of the last place the prior reaches', 'symbols', arch=True, low=1)
     attention_window: int = hp(0, 'when speaking: symbols to each side of the last place that attention may see; 0 sees all', 'symbols', low=0)
+    attention_hard: bool = hp(False, 'stepwise monotonic when speaking: whole symbols one after another; false keeps the expectation')
     attention_dropout: float = hp(0.001, 'dropout on the state of the attention LSTM', low=0, high=0.99)
     decoder_rnn_dim: int = hp(1024, 'width of the decoder LSTM', arch=True, low=1)
     dropout_decoder: float = hp(0.1, 'dropout on the state of the decoder LSTM', low=0, high=0.99)
@@ -274,17 +275,20 @@ def from_dict(
 
 
 def architecture(h: HParams) -> dict[str, Any]:
-    "The fields of `h` that decide the shapes of the weights"
-    return {k: v for k, v in h.items() if _field(k).metadata['arch']}
+    "The fields of `h` that decide names and shapes of the weights; of attention, only what its kind has"
+    dynamic = h.attention == 'dynamic'
+    absent = ('attention_location_',) if dynamic else ('attention_dynamic_', 'attention_prior_')
+    decisive = {k: v for k, v in h.items() if _field(k).metadata['arch'] and not k.startswith(absent)}
+    return {**decisive, 'attention': 'dynamic' if dynamic else 'location, forward or stepwise'}
 
 
 def differences(
     a: HParams, b: HParams,
-    only_architecture: bool = False,  # leave out what does not change the weights' shapes
+    only_architecture: bool = False,  # leave out what does not change the weights' names and shapes
 ) -> dict[str, tuple[Any, Any]]:  # name -> (value in a, value in b)
     "Fields in which `a` and `b` differ"
-    names = architecture(a) if only_architecture else to_dict(a)
-    return {k: (getattr(a, k), getattr(b, k)) for k in names if getattr(a, k) != getattr(b, k)}
+    one, two = (architecture(x) if only_architecture else to_dict(x) for x in (a, b))
+    return {k: (getattr(a, k), getattr(b, k)) for k in one if k in two and one[k] != two[k]}
 
 
 def to_string(h: HParams, preset: str = 'default') -> str:

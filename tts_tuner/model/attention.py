@@ -17,7 +17,8 @@ from ..config.hparams import HParams
 from .layers import ConvNorm, LinearNorm
 
 # %% auto #0
-__all__ = ['LocationLayer', 'windows', 'Memory', 'Attended', 'LocationSensitiveAttention', 'ForwardAttention', 'create_attention']
+__all__ = ['LocationLayer', 'windows', 'Memory', 'Attended', 'window_mask', 'Attention', 'on_first_symbol', 'LocationEnergies',
+           'LocationSensitiveAttention', 'ForwardAttention']
 
 # %% ../../nbs/model/31_attention.ipynb #e99855d7
 class LocationLayer(nn.Module):
@@ -55,7 +56,16 @@ class Memory(NamedTuple):
     values: Tensor  # [B, N, encoder_embedding_dim], the encoder's output
     keys: Tensor  # [B, N, attention_dim], W_m m_n
     mask: Tensor  # [B, N] bool, true on real symbols
-    kernel: Tensor | None  # [2 * kernel size, attention_dim]; None computes location features layer by layer
+    kernel: Tensor | None  # composed location layers, to be applied to unfolded windows; None computes layer by layer
+    padding: Tensor  # [B, N] bool, true where `mask` is not
+    leak: Tensor  # [B, N], weight that every real symbol keeps, zero on padding
+    window: int = 0  # symbols to each side of the last maximum that attention may see; 0 sees all
+    hard: bool = False  # stepwise attention: whole symbols instead of the expectation
+
+    def near(self, weights: Tensor) -> Memory:
+        "Only the symbols within `window` of the largest of the last `weights` [B, N]"
+        mask = window_mask(weights, self.window, self.mask)
+        return self._replace(mask=mask, padding=~mask, leak=self.leak * mask)
 
 
 class Attended(NamedTuple):
@@ -64,11 +74,60 @@ class Attended(NamedTuple):
     weights: Tensor  # [B, N], alpha_t
     cumulative: Tensor  # [B, N], sum of all weights so far
 
-# %% ../../nbs/model/31_attention.ipynb #91d5ba9a
-class LocationSensitiveAttention(nn.Module):
-    "Attention that sees the text, the decoder's state and where it has been"
 
-    IMPOSSIBLE = -1e4  # energy of a padded symbol: its exponential is zero in every float type
+def window_mask(
+    weights: Tensor,  # [B, N], the last alignment
+    window: int,  # symbols to each side of its maximum
+    mask: Tensor,  # [B, N] bool, true on real symbols
+) -> Tensor:  # [B, N] bool
+    "Real symbols within `window` of where attention was; around the first symbol where it was nowhere yet"
+    place = weights.argmax(1, keepdim=True)
+    return mask & ((torch.arange(weights.shape[1], device=weights.device) - place).abs() <= window)
+
+# %% ../../nbs/model/31_attention.ipynb #ac72e253
+class Attention(nn.Module):
+    "What a decoder asks of any attention: `prepare` once, `start` once, then one call a step"
+
+    def prepare(
+        self,
+        values: Tensor,  # [B, N, encoder_embedding_dim], the encoder's output
+        mask: Tensor,  # [B, N] bool, true on real symbols
+        compose: bool = True,  # one kernel where layers follow each other: the same numbers in fewer operations
+    ) -> Memory:
+        "What stays the same during an utterance"
+        raise NotImplementedError
+
+    def start(self, memory: Memory) -> Attended:
+        "Before the first step: nowhere, and nothing heard"
+        nowhere = torch.zeros_like(memory.leak)
+        return Attended(torch.zeros_like(memory.values[:, 0]), nowhere, nowhere)
+
+    def weights(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
+        "alpha_t [B, N], zero on padding, rows that sum to one"
+        raise NotImplementedError
+
+    def forward(
+        self,
+        query: Tensor,  # [B, attention_rnn_dim], state of the attention LSTM
+        last: Attended,  # where attention was
+        memory: Memory,  # what it looks at
+    ) -> Attended:
+        "One step"
+        weights = self.weights(query, last, memory.near(last.weights) if memory.window else memory)
+        context = torch.bmm(weights[:, None].to(memory.values.dtype), memory.values)[:, 0]
+        return Attended(context, weights, last.cumulative + weights)
+
+
+def on_first_symbol(nowhere: Attended) -> Attended:
+    "The start of an attention that travels: all weight on the first symbol"
+    first = F.pad(torch.ones_like(nowhere.weights[:, :1]), (0, nowhere.weights.shape[1] - 1))
+    return nowhere._replace(weights=first, cumulative=first)
+
+# %% ../../nbs/model/31_attention.ipynb #a75c3f1c
+class LocationEnergies(Attention):
+    "Energies from the text, the decoder's state and where attention has been"
+
+    LEAK = 0.0  # weight every real symbol keeps
 
     def __init__(self, hp: HParams) -> None:
         super().__init__()
@@ -78,19 +137,10 @@ class LocationSensitiveAttention(nn.Module):
         self.location_layer = LocationLayer(hp)
         self.kernel_size = hp.attention_location_kernel_size
 
-    def prepare(
-        self,
-        values: Tensor,  # [B, N, encoder_embedding_dim]
-        mask: Tensor,  # [B, N] bool, true on real symbols
-        compose: bool = True,  # one kernel for both location layers: the same numbers in fewer operations
-    ) -> Memory:
+    def prepare(self, values: Tensor, mask: Tensor, compose: bool = True) -> Memory:
         "What stays the same during an utterance"
-        return Memory(values, self.memory_layer(values), mask, self.location_layer.kernel() if compose else None)
-
-    def start(self, memory: Memory) -> Attended:
-        "Before the first step: nowhere, and nothing heard"
-        nowhere = torch.zeros_like(memory.keys[..., 0])
-        return Attended(torch.zeros_like(memory.values[:, 0]), nowhere, nowhere)
+        keys = self.memory_layer(values)
+        return Memory(values, keys, mask, self.location_layer.kernel() if compose else None, ~mask, mask.to(keys.dtype) * self.LEAK)
 
     def energies(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
         "e_t [B, N]"
@@ -101,21 +151,19 @@ class LocationSensitiveAttention(nn.Module):
             keys = flat.view_as(memory.keys)
         return torch.tanh(keys + self.query_layer(query)[:, None]) @ self.v.linear_layer.weight[0]
 
+
+class LocationSensitiveAttention(LocationEnergies):
+    "Attention that sees the text, the decoder's state and where it has been"
+
+    IMPOSSIBLE = -1e4  # energy of a padded symbol: its exponential is zero in every float type
+
+    def weights(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
+        "alpha_t [B, N]"
+        return self.weigh(self.energies(query, last, memory).masked_fill(memory.padding, self.IMPOSSIBLE), last, memory)
+
     def weigh(self, energies: Tensor, last: Attended, memory: Memory) -> Tensor:
         "alpha_t [B, N] from masked energies"
         return torch.softmax(energies, 1)
-
-    def forward(
-        self,
-        query: Tensor,  # [B, attention_rnn_dim], state of the attention LSTM
-        last: Attended,  # where attention was
-        memory: Memory,  # what it looks at
-    ) -> Attended:
-        "One step"
-        energies = self.energies(query, last, memory).masked_fill(~memory.mask, self.IMPOSSIBLE)
-        weights = self.weigh(energies, last, memory)
-        context = torch.bmm(weights[:, None], memory.values)[:, 0]
-        return Attended(context, weights, last.cumulative + weights)
 
 # %% ../../nbs/model/31_attention.ipynb #4fc9d726
 class ForwardAttention(LocationSensitiveAttention):
@@ -125,18 +173,11 @@ class ForwardAttention(LocationSensitiveAttention):
 
     def start(self, memory: Memory) -> Attended:
         "Before the first step: on the first symbol"
-        nothing, nowhere, _ = super().start(memory)
-        first = F.pad(torch.ones_like(nowhere[:, :1]), (0, nowhere.shape[1] - 1))
-        return Attended(nothing, first, first)
+        return on_first_symbol(super().start(memory))
 
     def weigh(self, energies: Tensor, last: Attended, memory: Memory) -> Tensor:
         "alpha_t [B, N] from masked energies and the last weights"
         ahead = F.pad(last.weights, (2, 0))
         reachable = torch.add(last.weights + ahead[:, 1:-1], ahead[:, :-2], alpha=0.5)
-        weights = torch.addcmul(memory.mask.to(energies.dtype) * self.LEAK, reachable, torch.softmax(energies, 1))
+        weights = torch.addcmul(memory.leak, reachable, torch.softmax(energies, 1))
         return weights / weights.sum(1, keepdim=True)
-
-
-def create_attention(hp: HParams) -> LocationSensitiveAttention:
-    "The attention `hp.attention` names"
-    return {'location': LocationSensitiveAttention, 'forward': ForwardAttention}[hp.attention](hp)
