@@ -33,7 +33,7 @@ class Kicked(Learner):
     "A learner some of whose gradients are replaced"
     kicks: range | tuple[int, ...] = ()
 
-    def _clip(self):
+    def clip(self):
         if self.step in self.kicks:
             draw = torch.Generator().manual_seed(self.step)
             grads = [w.grad for w in self.model.parameters() if w.grad is not None]
@@ -41,7 +41,7 @@ class Kicked(Learner):
             length = lambda many: torch.stack([x.norm() for x in many]).norm()
             scale = TIMES * length(grads) / length(noise)
             for g, n in zip(grads, noise): g.copy_(n * scale)
-        return super()._clip()
+        return super().clip()
 
 
 def run(features: FeatureSet, case: str, seed: int, steps: int, relief: bool) -> tuple[float, int, float]:
@@ -65,7 +65,7 @@ def run(features: FeatureSet, case: str, seed: int, steps: int, relief: bool) ->
     losses = []
     with fixed_randomness(0), speaking(learner.model):
         valid = BatchStream(TTSDataset(features, held, hp), dataclasses.replace(hp, bucket_batches=1))
-        for _ in range(len(valid)): losses.append(float(learner._loss_of(next(valid)).mel_postnet))
+        for _ in range(len(valid)): losses.append(float(learner.loss_of(next(valid)).mel_postnet))
     return statistics.mean(losses), eased, least
 
 

@@ -49,7 +49,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 
 
 def gradient(learner, batches):
-    learner._gradients(batches)
+    learner.gradients(batches)
     return torch.cat([w.grad.flatten() for w in learner.model.parameters()])
 
 
@@ -169,7 +169,7 @@ def test_several_batches_are_one_large_batch(reduction):
     torch.testing.assert_close(together, added, rtol=1e-9, atol=1e-12)
     blind = torch.stack([gradient(found, [p]) for p in pieces]).mean(0)
     assert (blind - together).norm() > 1e-3 * together.norm() or reduction == 'padded', 'clips of other lengths: means must not be averaged'
-    one, several = found._gradients([whole]), found._gradients(pieces)
+    one, several = found.gradients([whole]), found.gradients(pieces)
     assert all(torch.allclose(one[k], several[k], rtol=1e-12) for k in one)
     found.model.train()
     assert not torch.allclose(gradient(found, [whole]), gradient(found, pieces), rtol=1e-3), 'batch normalisation sees the pieces'

@@ -32,7 +32,7 @@ from .memory import Fit, cap_memory
 from .precision import LossScale, allow_tf32, in_full, products, slow_here
 
 # %% auto #0
-__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Group', 'memory_facts', 'one_clip', 'Learner']
+__all__ = ['lr_at', 'find_device', 'prepare_machine', 'Group', 'memory_facts', 'Gradients', 'one_clip', 'Guarded', 'Learner']
 
 # %% ../../nbs/training/54a_learner.ipynb #dedd8dc2
 def lr_at(
@@ -97,20 +97,9 @@ def memory_facts(
     size = torch.cuda.get_device_properties(device).total_memory if device.type == 'cuda' else 0
     return f'{device.type} {size} {hp.gpu_memory_fraction} {hp.precision} {hp.decoder_path} {hp.gradient_checkpointing} {hp.cpu_offload}'
 
-# %% ../../nbs/training/54a_learner.ipynb #d5fa80fb
-def one_clip(
-    batch: Batch,
-    i: int,  # number of the clip in the batch
-    r: int,  # frames a decoder step produces
-) -> Batch:  # a batch of one, without padding of others
-    "Clip `i` of `batch` alone"
-    n, steps = int(batch.text_lengths[i]), -(-int(batch.mel_lengths[i]) // r)
-    return replace(batch, text=batch.text[i:i + 1, :n], text_lengths=batch.text_lengths[i:i + 1], mel=batch.mel[i:i + 1, :, :steps * r],
-                   mel_lengths=batch.mel_lengths[i:i + 1], gate=batch.gate[i:i + 1, :steps], ids=[batch.ids[i]])
-
-
-class Learner:
-    "Model, loss, optimiser and guard: makes optimiser steps out of batches"
+# %% ../../nbs/training/54a_learner.ipynb #422f99fb
+class Gradients:
+    "Model and loss: gradients of a step, in any precision, in pieces, over ranks"
 
     def __init__(
         self,
@@ -125,41 +114,31 @@ class Learner:
         self.model = Tacotron2(hp).to(self.device).train()
         if group: group.prepare(self.model)
         self.loss = Tacotron2Loss(hp).to(self.device)
-        self.optimizer = Adam(dict(self.model.named_parameters()), offload=hp.cpu_offload)
-        self.watch = FiniteWatch(every=1 if self.device.type == 'cpu' else hp.nan_check_every)
         self.scaler = LossScale(self.device) if hp.precision == 'fp16' else None
-        self.relief = ReliefState()
         self.fit = Fit(self.model, self.device, memory_facts(hp, self.device), group)
-        self._good: tuple[int, dict[str, torch.Tensor]] = (0, {})
 
-    def learn(
+    def loss_of(
         self,
-        batch: Batch | Sequence[Batch],  # on any device; several make one step together
-    ) -> dict[str, Any]:  # numbers of the step by name; tensors on a GPU
-        "One optimiser step; NonFinite names the clips when loss or gradient is not finite"
-        batches = [b.to(self.device) for b in ([batch] if isinstance(batch, Batch) else batch)]
-        if not self.watch.waiting: self._good = self.step, self._copy()
-        self._ease()
-        rate = lr_at(self.step, self.hp) * self.relief.share
-        numbers = self.fit.run(batches, self._gradients, self.step + 1, self.changes.append) if self.hp.fit_batch else self._gradients(batches)
-        norm, skip = self._clip()
-        if bad := self.watch.see(self.step, numbers['train_loss'], norm, batches): self._stop(bad)
-        weight = guided_attention_weight_at(self.step, self.hp)
-        self.optimizer.step(rate, self.hp, skip)
-        self.step += 1
-        return dict(numbers, grad_norm=norm, guided_weight=weight, learning_rate=rate, **self._extras())
+        batch: Batch,
+        counts: torch.Tensor | None = None,  # of the whole that `batch` is a piece of
+    ) -> LossParts:
+        "Teacher-forced loss, products in the precision of the settings"
+        with products(self.hp.precision, self.device): out = self.model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths)
+        return self.loss(in_full(out), batch, self.step, counts)
 
-    def _gradients(self, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-        "Gradients of the whole loss, on every rank; the loss and its parts"
+    def gradients(
+        self,
+        batches: Sequence[Batch],  # on this device
+    ) -> dict[str, torch.Tensor]:  # the loss and its parts
+        "Leave the gradients of the whole loss, on every rank, at the weights"
         counts = torch.stack([self.loss.counts(b) for b in batches]).sum(0)
         if self.group: self.group.sum_(counts)
-        self.optimizer.zero_grad()
-        found = []
+        self.model.zero_grad()
+        scale, found = 1.0 if self.scaler is None else self.scaler.scale, []
         for batch in batches:
-            share = 1.0 if self.scaler is None else self.scaler.scale
             batch, real = self.group.stand_in(batch) if self.group else (batch, 1.0)
-            parts = self._loss_of(batch, counts)
-            (parts.total * (share * real)).backward()
+            parts = self.loss_of(batch, counts)
+            (parts.total * (scale * real)).backward()
             found.append(torch.stack([p.detach() for p in parts[:5]]) * real)
         values = torch.stack(found).sum(0)
         if self.group:
@@ -167,19 +146,93 @@ class Learner:
             self.group.sum_(values)
         return dict(zip(('train_loss', 'mel_loss', 'mel_postnet_loss', 'gate_loss', 'guided_loss'), values))
 
-    def _loss_of(self, batch: Batch, counts: torch.Tensor | None = None) -> LossParts:
-        with products(self.hp.precision, self.device): out = self.model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths)
-        return self.loss(in_full(out), batch, self.step, counts)
+    def fitted(self, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+        "The same, in as many pieces as memory asks for"
+        if not self.hp.fit_batch: return self.gradients(batches)
+        return self.fit.run(batches, self.gradients, self.step + 1, self.changes.append)
 
-    def _clip(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        "Clip the gradient; its norm before that (0 when fp16 overflowed), and whether the optimiser leaves the step out"
+    def clip(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        "Clip the gradients; their length before that, 0 when fp16 overflowed, and then 1 for a step to be left out"
         weights = list(self.model.parameters())
         if self.scaler: self.scaler.unscale([w.grad for w in weights if w.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(weights, self.hp.grad_clip_thresh or math.inf)
-        if self.scaler:
-            skip, norm = self.scaler.judge(norm)
-            return norm, skip
-        return norm, None if self.watch.every == 1 else (~torch.isfinite(norm)).float()  # looked at before the step, or left out unread
+        if not self.scaler: return norm, None
+        skip, norm = self.scaler.judge(norm)
+        return norm, skip
+
+# %% ../../nbs/training/54a_learner.ipynb #d5fa80fb
+def one_clip(
+    batch: Batch,
+    i: int,  # number of the clip in the batch
+    r: int,  # frames a decoder step produces
+) -> Batch:  # a batch of one, without padding of others
+    "Clip `i` of `batch` alone"
+    n, steps = int(batch.text_lengths[i]), -(-int(batch.mel_lengths[i]) // r)
+    return replace(batch, text=batch.text[i:i + 1, :n], text_lengths=batch.text_lengths[i:i + 1], mel=batch.mel[i:i + 1, :, :steps * r],
+                   mel_lengths=batch.mel_lengths[i:i + 1], gate=batch.gate[i:i + 1, :steps], ids=[batch.ids[i]])
+
+
+class Guarded(Gradients):
+    "Gradients that are looked at, and a model that can be put back to where it was sound"
+
+    def __init__(self, hp: HParams, device: torch.device | str = 'cpu', group: Group | None = None):
+        super().__init__(hp, device, group)
+        self.watch = FiniteWatch(every=1 if self.device.type == 'cpu' else hp.nan_check_every)
+        self._good: tuple[int, dict[str, torch.Tensor]] = (0, {})
+
+    def look(self) -> None:
+        "Look for NaN and infinity now, before a checkpoint or a validation"
+        if bad := self.watch.look(): self._stop(bad)
+
+    def _remember(self) -> None:
+        "What a bad batch can spoil until the next look: running means, and all weights when there are steps in between"
+        if self.watch.waiting: return
+        kept = self.model.named_buffers() if self.watch.every == 1 else self.model.state_dict().items()
+        self._good = self.step, {k: v.detach().clone() for k, v in kept}
+
+    def _put_back(self) -> None:
+        self.step, copy = self._good
+        self.model.load_state_dict(copy, strict=False)
+
+    def _stop(self, bad: tuple[int, float, float, Any]) -> None:
+        self._put_back()
+        clips = [(batch, i) for batch in bad[3] for i in range(len(batch))]
+        alone = lambda k: self.loss_of(one_clip(*clips[k], self.hp.n_frames_per_step)).total
+        with fixed_randomness(self.hp.seed), self.group.alone() if self.group else nullcontext():
+            found = report(bad, [batch.ids[i] for batch, i in clips], self.model, alone, advice=LossScale.ADVICE if self.scaler else '')
+        self._put_back()  # the search for the clip went through batch normalisation too
+        raise NonFinite(merged([NonFiniteReport(**r) for r in self.group.everyone(found.to_dict())]) if self.group else found)
+
+# %% ../../nbs/training/54a_learner.ipynb #3473b78e
+class Learner(Guarded):
+    "Model, loss, optimiser and guard: makes optimiser steps out of batches"
+
+    def __init__(
+        self,
+        hp: HParams,  # n_symbols set to the size of the symbol table
+        device: torch.device | str = 'cpu',
+        group: Group | None = None,  # the ranks that make each step together; one process alone when None
+    ):
+        super().__init__(hp, device, group)
+        self.optimizer = Adam(dict(self.model.named_parameters()), offload=hp.cpu_offload)
+        self.relief = ReliefState()
+
+    def learn(
+        self,
+        batch: Batch | Sequence[Batch],  # on any device; several make one step together
+    ) -> dict[str, Any]:  # numbers of the step by name; tensors on a GPU
+        "One optimiser step; NonFinite names the clips when loss or gradient is not finite, TTSTunerError one that does not fit into memory"
+        batches = [b.to(self.device) for b in ([batch] if isinstance(batch, Batch) else batch)]
+        self._remember()
+        self._ease()
+        rate, weight = lr_at(self.step, self.hp) * self.relief.share, guided_attention_weight_at(self.step, self.hp)
+        numbers = self.fitted(batches)
+        norm, skip = self.clip()
+        if bad := self.watch.see(self.step, numbers['train_loss'], norm, batches): self._stop(bad)
+        if skip is None and self.watch.every > 1: skip = (~torch.isfinite(norm)).float()  # nobody has looked yet
+        self.optimizer.step(rate, self.hp, skip)
+        self.step += 1
+        return dict(numbers, grad_norm=norm, guided_weight=weight, learning_rate=rate, **self._extras())
 
     def _ease(self) -> None:
         "Let the relief see the norms that were looked at; at the same steps whether or not the run was stopped in between"
@@ -193,28 +246,6 @@ class Learner:
         "Numbers of what is switched on"
         found: dict[str, Any] = dict(lr_relief=self.relief.share) if self.hp.lr_relief else {}
         return found | dict(loss_scale=self.scaler.scale, overflows=self.scaler.overflows) if self.scaler else found
-
-    def look(self) -> None:
-        "Look for NaN and infinity now, before a checkpoint or a validation"
-        if bad := self.watch.look(): self._stop(bad)
-
-    def _copy(self) -> dict[str, torch.Tensor]:
-        "What a bad batch can spoil until the next look: running means, and all weights when there are steps in between"
-        kept = self.model.named_buffers() if self.watch.every == 1 else self.model.state_dict().items()
-        return {k: v.detach().clone() for k, v in kept}
-
-    def _put_back(self) -> None:
-        self.step, copy = self._good
-        self.model.load_state_dict(copy, strict=False)
-
-    def _stop(self, bad: tuple[int, float, float, Any]) -> None:
-        self._put_back()
-        clips = [(batch, i) for batch in bad[3] for i in range(len(batch))]
-        alone = lambda k: self._loss_of(one_clip(*clips[k], self.hp.n_frames_per_step)).total
-        with fixed_randomness(self.hp.seed), self.group.alone() if self.group else nullcontext():
-            found = report(bad, [batch.ids[i] for batch, i in clips], self.model, alone, advice=LossScale.ADVICE if self.scaler else '')
-        self._put_back()  # the search for the clip went through batch normalisation too
-        raise NonFinite(merged([NonFiniteReport(**r) for r in self.group.everyone(found.to_dict())]) if self.group else found)
 
     def state(self) -> dict[str, Any]:
         "Step, weights, moments and what was found out on the way, for a checkpoint"
