@@ -33,10 +33,10 @@ def reference_model(golden, dtype=torch.float64):
 def run(model, batch): return model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths)
 
 
-@pytest.mark.parametrize('plain', [False, True], ids=['fast', 'plain'])
-def test_outputs_and_gradients(golden, plain):
+@pytest.mark.parametrize('path', ['plain', 'fast', 'lean'])
+def test_outputs_and_gradients(golden, path):
     hp, model, batch = reference_model(golden)
-    model.decoder.plain = plain
+    model.decoder.path = path
     out = run(model, batch)
     for ours, name in zip(out, ('mel', 'mel_postnet', 'gate', 'alignment')):
         np.testing.assert_allclose(ours.detach().numpy(), golden[f'output/{name}'], rtol=0, atol=1e-10, err_msg=name)

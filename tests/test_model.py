@@ -58,18 +58,19 @@ def test_gradient_is_the_slope_of_the_loss(preset, training, reduction):
 
 @pytest.mark.parametrize('attention', ['location', 'forward'])
 @pytest.mark.parametrize('dropout', [{}, dict(attention_dropout=0.1), dict(attention_dropout=0.1, dropout_decoder=0.2)], ids=['still', 'attention', 'both'])
-def test_plain_and_fast_decoder_agree(attention, dropout):
+def test_plain_fast_and_lean_decoder_agree(attention, dropout):
     hp = tiny(attention=attention, n_frames_per_step=2, **dropout)
     model, batch, results = make(hp).train(), make_batch(hp), []
     model.encoder.dropout = 0.0
-    for plain in (True, False):
-        model.decoder.plain = plain
+    for path in ('plain', 'fast', 'lean'):
+        model.decoder.path = path
         model.zero_grad()
         torch.manual_seed(7)
         out = run(model, batch)
         Tacotron2Loss(hp)(out, batch).total.backward()
         results.append([*(o.detach() for o in out), *(p.grad.clone() for p in model.parameters())])
-    for a, b in zip(*results): assert (a - b).norm() <= 1e-9 * a.norm() + 1e-12
+    for other in results[1:]:
+        for a, b in zip(results[0], other): assert (a - b).norm() <= 1e-9 * a.norm() + 1e-12
 
 
 def test_rows_do_not_depend_on_neighbours_or_order():

@@ -12,44 +12,49 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torch.utils.checkpoint import checkpoint
+
 from ..config.hparams import HParams
-from .attention import Attended, Memory, create_attention
-from .layers import LinearNorm, Prenet, dropout_mask
+from .attention import Attended, Memory
+from .attention_family import create_attention
+from .attention_sequence import attention_sequence, has_sequence
+from .layers import LinearNorm, Prenet
+from .lstm_sequence import lstm_sequence
+from .regularise import RecurrentNoise, draw_noise, spectral_mask
 
 # %% auto #0
-__all__ = ['DecoderState', 'recurrent_masks', 'Decoder', 'attention_loop', 'lstm_sequence']
+__all__ = ['Noise', 'PATHS', 'NARROW', 'DecoderState', 'with_noise', 'Decoder', 'kept_by', 'cell_step', 'attention_loop',
+           'decoder_sequence']
 
 # %% ../../nbs/model/33_decoder.ipynb #8d12022c
 class DecoderState(NamedTuple):
     "What one decoder step hands to the next"
-    attention_hidden: Tensor  # [B, attention_rnn_dim], a_t
+    attention_hidden: Tensor  # [B, attention_rnn_dim], what the attention LSTM feeds back
     attention_cell: Tensor  # [B, attention_rnn_dim]
     attended: Attended  # context, weights and their sum
-    decoder_hidden: Tensor  # [B, decoder_rnn_dim], d_t
+    decoder_hidden: Tensor  # [B, decoder_rnn_dim], what the decoder LSTM feeds back
     decoder_cell: Tensor  # [B, decoder_rnn_dim]
 
 
-def recurrent_masks(
-    steps: int,  # decoder steps
-    like: Tensor,  # [B, width], a state
-    p: float,  # probability of a zero
-    training: bool,  # dropout is off in evaluation mode
-) -> Tensor | None:  # [steps, B, width], None when nothing is dropped
-    "Dropout masks for each step of an LSTM, drawn before the loop"
-    return dropout_mask(like.new_empty(steps, *like.shape), p) if training and p > 0 else None
+Noise = RecurrentNoise | None
+
+
+def with_noise(noise: Noise, h: Tensor, c: Tensor, last_h: Tensor, last_c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "Output for other layers, output and cell for the next step"
+    return (h, h, c) if noise is None else noise.apply(h, c, last_h, last_c)
 
 # %% ../../nbs/model/33_decoder.ipynb #ecec8c3e
+PATHS = ('auto', 'plain', 'fast', 'lean')
+
+
 class Decoder(nn.Module):
     "Attention LSTM, attention, decoder LSTM, frames and stop gate"
 
-    def __init__(
-        self,
-        hp: HParams,
-        plain: bool = False,  # teacher forcing one whole step after another, as the equations read
-    ) -> None:
+    def __init__(self, hp: HParams) -> None:
         super().__init__()
-        self.plain, self.n_mels, self.r = plain, hp.n_mels, hp.n_frames_per_step
-        self.attention_dropout, self.decoder_dropout = hp.attention_dropout, hp.dropout_decoder
+        self.path, self.checkpointing = hp.decoder_path, hp.gradient_checkpointing  # one of `PATHS`; may be set at any time
+        self.n_mels, self.r, self.spectral_dropout = hp.n_mels, hp.n_frames_per_step, hp.spectral_dropout
+        self.attention_dropout, self.decoder_dropout, self.regulariser = hp.attention_dropout, hp.dropout_decoder, hp.recurrent_regulariser
         E, H, G = hp.encoder_embedding_dim, hp.attention_rnn_dim, hp.decoder_rnn_dim
         self.prenet = Prenet(hp)
         self.attention_rnn = nn.LSTMCell(hp.prenet_dim + E, H)
@@ -66,22 +71,27 @@ class Decoder(nn.Module):
         a, d = zeros(self.attention_rnn), zeros(self.decoder_rnn)
         return DecoderState(a, a, self.attention_layer.start(memory), d, d)
 
+    def noise(self, steps: int, state: DecoderState, training: bool) -> tuple[Noise, Noise]:
+        "Noise of both LSTMs for so many steps"
+        draw = lambda like, p: draw_noise(steps, like, p, self.regulariser, training)
+        return draw(state.attention_hidden, self.attention_dropout), draw(state.decoder_hidden, self.decoder_dropout)
+
     def step(
         self,
         p: Tensor,  # [B, prenet_dim], the last frame after the prenet
         last: DecoderState,
         memory: Memory,
-        attention_mask: Tensor | None = None,  # [B, attention_rnn_dim], dropout of a_t
-        decoder_mask: Tensor | None = None,  # [B, decoder_rnn_dim], dropout of d_t
+        noise: tuple[Noise, Noise] | None = None,  # of both LSTMs for this step; None is what is expected of it when speaking
     ) -> tuple[Tensor, Tensor, DecoderState]:  # frames [B, r * n_mels], gate logit [B], state
         "One step, as the equations read"
+        a_noise, d_noise = noise or (n and n.at(0) for n in self.noise(1, last, training=False))
         a, a_cell = self.attention_rnn(torch.cat([p, last.attended.context], 1), (last.attention_hidden, last.attention_cell))
-        if attention_mask is not None: a = a * attention_mask
+        a, a_fed, a_cell = with_noise(a_noise, a, a_cell, last.attention_hidden, last.attention_cell)
         attended = self.attention_layer(a, last.attended, memory)
         d, d_cell = self.decoder_rnn(torch.cat([a, attended.context], 1), (last.decoder_hidden, last.decoder_cell))
-        if decoder_mask is not None: d = d * decoder_mask
+        d, d_fed, d_cell = with_noise(d_noise, d, d_cell, last.decoder_hidden, last.decoder_cell)
         out = torch.cat([d, attended.context], 1)
-        return self.linear_projection(out), self.gate_layer(out)[:, 0], DecoderState(a, a_cell, attended, d, d_cell)
+        return self.linear_projection(out), self.gate_layer(out)[:, 0], DecoderState(a_fed, a_cell, attended, d_fed, d_cell)
 
     def forward(
         self,
@@ -89,14 +99,18 @@ class Decoder(nn.Module):
         mask: Tensor,  # [B, N] bool, true on real symbols
         mel: Tensor,  # [B, n_mels, T], the true frames; T a multiple of r
     ) -> tuple[Tensor, Tensor, Tensor]:  # frames [B, n_mels, T], gate logits [B, T/r], alignments [B, T/r, N]
-        "Teacher forcing: each step sees the true last frame"
-        memory = self.attention_layer.prepare(values, mask, compose=not self.plain)
+        "Teacher forcing: each step sees the true last frame; ValueError for a path there is not"
+        if self.path not in PATHS: raise ValueError(f'There is no decoder path "{self.path}"; there are {", ".join(PATHS)}.')
+        plain = self.path == 'plain'
+        lean = self.path == 'lean' or (self.path == 'auto' and self.checkpointing)
+        memory = self.attention_layer.prepare(values, mask, compose=not plain)
         start, steps = self.start(memory), mel.shape[2] // self.r
         known = torch.cat([mel.new_zeros(1, len(mel), self.n_mels), mel.permute(2, 0, 1)[self.r - 1 :: self.r][:-1]])
-        a_masks = recurrent_masks(steps, start.attention_hidden, self.attention_dropout, self.training)
-        d_masks = recurrent_masks(steps, start.decoder_hidden, self.decoder_dropout, self.training)
-        loop = self._plain_loop if self.plain else self._fast_loop
-        frames, gate, alignments = loop(self.prenet(known), start, memory, a_masks, d_masks)
+        bands = spectral_mask(known, self.spectral_dropout, self.training)
+        if bands is not None: known = known * bands
+        noise = self.noise(steps, start, self.training)
+        p = checkpoint(self.prenet, known, use_reentrant=False) if lean else self.prenet(known)
+        frames, gate, alignments = self.step_by_step(p, start, memory, *noise) if plain else self.at_once(p, start, memory, *noise, lean)
         return self.unfold(frames), gate.T, alignments.transpose(0, 1)
 
     def unfold(self, frames: Tensor) -> Tensor:
@@ -104,63 +118,96 @@ class Decoder(nn.Module):
         S, B, _ = frames.shape
         return frames.view(S, B, self.r, self.n_mels).permute(1, 3, 0, 2).reshape(B, self.n_mels, S * self.r)
 
-    def _plain_loop(self, p: Tensor, state: DecoderState, memory: Memory, a_masks: Tensor | None, d_masks: Tensor | None) -> tuple[Tensor, ...]:
+    def step_by_step(self, p: Tensor, state: DecoderState, memory: Memory, a_noise: Noise, d_noise: Noise) -> tuple[Tensor, ...]:
+        "The plain path"
         frames, gates, alignments = [], [], []
         for t in range(len(p)):
-            frame, gate, state = self.step(p[t], state, memory, None if a_masks is None else a_masks[t], None if d_masks is None else d_masks[t])
+            frame, gate, state = self.step(p[t], state, memory, (a_noise and a_noise.at(t), d_noise and d_noise.at(t)))
             frames.append(frame)
             gates.append(gate)
             alignments.append(state.attended.weights)
         return torch.stack(frames), torch.stack(gates), torch.stack(alignments)
 
-    def _fast_loop(self, p: Tensor, state: DecoderState, memory: Memory, a_masks: Tensor | None, d_masks: Tensor | None) -> tuple[Tensor, ...]:
-        hidden, context, alignments = attention_loop(self.attention_rnn, self.attention_layer, p, state, memory, a_masks)
-        d = lstm_sequence(self.decoder_rnn, torch.cat([hidden, context], 2), d_masks)
-        out = torch.cat([d, context], 2)
-        return self.linear_projection(out), self.gate_layer(out)[..., 0], alignments
+    def at_once(self, p: Tensor, state: DecoderState, memory: Memory, a_noise: Noise, d_noise: Noise, lean: bool) -> tuple[Tensor, ...]:
+        "The fast path and the lean one"
+        (S, B, _), E, G = p.shape, memory.values.shape[2], self.decoder_rnn.hidden_size
+        if has_sequence(self.attention_layer) and (a_noise is None or a_noise.only_a_mask):
+            dropped = kept_by(a_noise, self.attention_dropout)
+            states, alignments = attention_sequence(self.attention_rnn, self.attention_layer, p, memory, *dropped, lean)
+        else: states, alignments = attention_loop(self.attention_rnn, self.attention_layer, p, state, memory, a_noise)
+        d = decoder_sequence(self.decoder_rnn, states, E, d_noise, self.decoder_dropout, lean)
+        layers = self.linear_projection.linear_layer, self.gate_layer.linear_layer
+        weight, bias = torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers])
+        context = torch.addmm(bias, states.flatten(0, 1)[:, :E], weight[:, G:].T)
+        out = torch.addmm(context, d.flatten(0, 1), weight[:, :G].T).view(S, B, -1)
+        return out[..., :-1], out[..., -1], alignments
+
+# %% ../../nbs/model/33_decoder.ipynb #9be0d1c4
+def kept_by(
+    noise: Noise,  # nothing but a mask
+    p: float,  # probability of a zero
+) -> tuple[Tensor | None, float]:  # bool [S, B, H], or [1, B, H] for one mask over all steps; factor of what is kept
+    "A dropout mask as the sequences take it"
+    if noise is None or noise.mask is None: return None, 1.0
+    mask = noise.mask[:1] if noise.mask.stride(0) == 0 else noise.mask
+    return mask != 0, 1 / (1 - p)
 
 # %% ../../nbs/model/33_decoder.ipynb #2bbf9c6a
+def cell_step(gates: Tensor, h: Tensor, c: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    "Output, output for the next step, and cell, from the gates before their non-linearities in torch's order"
+    i, f, g, o = gates.chunk(4, 1)
+    new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return with_noise(noise, torch.sigmoid(o) * torch.tanh(new), new, h, c)
+
+
 def attention_loop(
     cell: nn.LSTMCell,  # the attention LSTM
     attention: nn.Module,  # called with query, last and memory
     p: Tensor,  # [S, B, prenet_dim], every step's last frame after the prenet
     state: DecoderState,  # before the first step
     memory: Memory,
-    masks: Tensor | None,  # [S, B, attention_rnn_dim], dropout of the LSTM's output
-) -> tuple[Tensor, Tensor, Tensor]:  # a [S, B, attention_rnn_dim], contexts [S, B, E], weights [S, B, N]
+    noise: Noise,  # of the LSTM
+) -> tuple[Tensor, Tensor]:  # states [c_t; a_t] [S, B, E + attention_rnn_dim], weights [S, B, N]
     "The steps of attention LSTM and attention, with all that is known beforehand taken out"
     width = p.shape[2]
     known = torch.addmm(cell.bias_ih + cell.bias_hh, p.flatten(0, 1), cell.weight_ih[:, :width].T).view(*p.shape[:2], -1)
     recurrent = torch.cat([cell.weight_ih[:, width:], cell.weight_hh], 1).T
-    a, c, attended = state.attention_hidden, state.attention_cell, state.attended
-    hidden, contexts, weights = [], [], []
+    fed, c, attended = state.attention_hidden, state.attention_cell, state.attended
+    states, weights = [], []
     for t, gates in enumerate(known.unbind(0)):
-        i, f, g, o = torch.addmm(gates, torch.cat([attended.context, a], 1), recurrent).chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        a = torch.sigmoid(o) * torch.tanh(c)
-        if masks is not None: a = a * masks[t]
+        gates = torch.addmm(gates, torch.cat([attended.context, fed], 1), recurrent)
+        a, fed, c = cell_step(gates, fed, c, noise and noise.at(t))
         attended = attention(a, attended, memory)
-        hidden.append(a)
-        contexts.append(attended.context)
+        states.append(torch.cat([attended.context, a], 1))
         weights.append(attended.weights)
-    return torch.stack(hidden), torch.stack(contexts), torch.stack(weights)
+    return torch.stack(states), torch.stack(weights)
+
+# %% ../../nbs/model/33_decoder.ipynb #d31c40a5
+NARROW = 512  # widest LSTM for which torch's own call is taken on a CPU
 
 
-def lstm_sequence(
-    cell: nn.LSTMCell,  # holds the weights
-    x: Tensor,  # [S, B, features]
-    masks: Tensor | None,  # [S, B, hidden], dropout of the output, which feeds the next step; None drops nothing
-) -> Tensor:  # [S, B, hidden]
-    "An LSTM cell over a whole sequence, from a state of zeros: one call where nothing is dropped"
-    h = c = x.new_zeros(x.shape[1], cell.hidden_size)
-    if masks is None:
-        weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
-        return torch.lstm(x, [h[None], c[None]], weights, True, 1, 0.0, cell.training, False, False)[0]
-    known = torch.addmm(cell.bias_ih + cell.bias_hh, x.flatten(0, 1), cell.weight_ih.T).view(*x.shape[:2], -1)
-    out = []
-    for gates, mask in zip(known.unbind(0), masks.unbind(0)):
-        i, f, g, o = torch.addmm(gates, h, cell.weight_hh.T).chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c) * mask
-        out.append(h)
-    return torch.stack(out)
+def decoder_sequence(
+    cell: nn.LSTMCell,  # the decoder LSTM
+    states: Tensor,  # [S, B, E + attention_rnn_dim], [c_t; a_t]
+    context: int,  # width of c_t
+    noise: Noise,
+    p: float,  # probability that the noise drops a number
+    lean: bool,  # keep outputs only
+) -> Tensor:  # [S, B, decoder_rnn_dim]
+    "The decoder LSTM over all steps"
+    bias, zeros = cell.bias_ih + cell.bias_hh, states.new_zeros(states.shape[1], cell.hidden_size)
+    if noise is not None and noise.hold_h is not None:
+        known = torch.addmm(bias, states.flatten(0, 1), cell.weight_ih.roll(context, 1).T).view(*states.shape[:2], -1)
+        fed, c, outputs = zeros, zeros, []
+        for t, gates in enumerate(known.unbind(0)):
+            d, fed, c = cell_step(torch.addmm(gates, fed, cell.weight_hh.T), fed, c, noise.at(t))
+            outputs.append(d)
+        return torch.stack(outputs)
+    feeds_back = noise is not None and noise.only_a_mask
+    kept, kind = kept_by(noise, p) if feeds_back else (None, 1.0), states.device.type
+    quick = kind == 'cuda' or (cell.hidden_size <= NARROW and not torch.is_autocast_enabled(kind))
+    if kept[0] is None and quick and not lean:
+        weights = [cell.weight_ih.roll(context, 1), cell.weight_hh, cell.bias_ih, cell.bias_hh]
+        d = torch.lstm(states, [zeros[None], zeros[None]], weights, True, 1, 0.0, cell.training, False, False)[0]
+    else: d = lstm_sequence(states, cell.weight_ih, cell.weight_hh, bias, *kept, lean, context)
+    return d if feeds_back or noise is None or noise.mask is None else d * noise.mask
