@@ -268,7 +268,7 @@ class AttendBackward:
         kernel = self.blocks.diagonals(self.d_matrix).sum(2).permute(2, 0, 1)
         return self.d_w.query, kernel, self.d_w.dense, self.d_w.energy, self.d_values, self.d_keys
 
-# %% ../../nbs/model/32b_attention_sequence.ipynb #648caa7f
+# %% ../../nbs/model/32b_attention_sequence.ipynb #53eaa940
 class AttentionSequence(torch.autograd.Function):
     "Attention LSTM and attention over a sequence; `attention_sequence` is the way to call it"
 
@@ -298,7 +298,8 @@ class AttentionSequence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_states: Tensor | None, d_weights: Tensor | None) -> tuple[Tensor | None, ...]:
         p, *saved = ctx.saved_tensors
-        gates, w, scene = GateWeights.of(saved[0], saved[1], saved[2], p.shape[2]), AttentionWeights(*saved[3:7]), Scene(saved[7], saved[8], saved[9], ctx.recursion)
+        gates = GateWeights.of(saved[0], saved[1], saved[2], p.shape[2])
+        w, scene = AttentionWeights(*saved[3:7]), Scene(saved[7], saved[8], saved[9], ctx.recursion)
         states, weights, soft, keep, *kept = saved[10:]
         (S, B, width), E = states[1:].shape, scene.values.shape[2]
         given = (torch.zeros_like(states[1:]) if d_states is None else d_states.contiguous()).unbind(0)

@@ -8,10 +8,13 @@ Docs: https://tts-tuner.github.io/tts_tuner/model/tacotron2.html.md"""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config.hparams import HParams
 from .decoder import Decoder
@@ -19,7 +22,7 @@ from .encoder import Encoder
 from .layers import Postnet, length_mask
 
 # %% auto #0
-__all__ = ['Outputs', 'Spoken', 'Tacotron2']
+__all__ = ['Outputs', 'Spoken', 'uncounted', 'Tacotron2']
 
 # %% ../../nbs/model/34_tacotron2.ipynb #29be9972
 class Outputs(NamedTuple):
@@ -38,6 +41,16 @@ class Spoken(NamedTuple):
     alignments: Tensor  # [B, S, N], rows sum to one
     steps: Tensor  # [B], decoder steps of each utterance, the one that stopped included
     stopped: Tensor  # [B] bool, did the gate fire before the limit?
+
+# %% ../../nbs/model/34_tacotron2.ipynb #3b0f4c55
+@contextmanager
+def uncounted(module: nn.Module) -> Iterator[None]:
+    "Inside, batch normalisation in `module` leaves its running mean and variance alone"
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
+    for norm in norms: norm.track_running_stats = False
+    try: yield
+    finally:
+        for norm in norms: norm.track_running_stats = True
 
 # %% ../../nbs/model/34_tacotron2.ipynb #c637286c
 class Tacotron2(nn.Module):
@@ -68,9 +81,15 @@ class Tacotron2(nn.Module):
         memory = self.encoder(self.embedding(text).transpose(1, 2), text_lengths, self.hp.mask_padding)
         frames, gate, alignments = self.decoder(memory, length_mask(text_lengths, text.shape[1]), mel)
         real = length_mask(mel_lengths, T)
-        corrected = frames + self.postnet(frames, real if self.hp.mask_padding else None)
+        corrected = frames + self.correction(frames, real if self.hp.mask_padding else None)
         padding = ~real[:, None]
         return Outputs(frames.masked_fill(padding, 0.0), corrected.masked_fill(padding, 0.0), gate.masked_fill(~real[:, ::r], self.GATE_PADDING), alignments)
+
+    def correction(self, frames: Tensor, real: Tensor | None) -> Tensor:
+        "The postnet's output, computed again on the way back where the settings ask for it"
+        if not (self.hp.gradient_checkpointing and self.training): return self.postnet(frames, real)
+        twice = lambda: (nullcontext(), uncounted(self.postnet))
+        return checkpoint(self.postnet, frames, real, use_reentrant=False, context_fn=twice)
 
     @torch.no_grad()
     def infer(
