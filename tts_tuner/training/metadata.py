@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import tts_tuner
+from .memory import peak_memory_mb
 
 # %% auto #0
 __all__ = ['code_version', 'library_versions', 'hardware', 'run_metadata', 'as_tags', 'system_metrics']
@@ -100,7 +101,8 @@ def system_metrics() -> dict[str, float]:
     "Load of the machine and memory of this process, for the stream of metrics"
     out = dict(system_memory_mb=round(_memory_mb(), 1), system_cpu_seconds=round(time.process_time(), 2))
     if hasattr(os, 'getloadavg'): out['system_load'] = round(os.getloadavg()[0], 2)
-    if torch.cuda.is_available(): out['system_gpu_memory_mb'] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    out['system_memory_peak_mb'] = round(peak_memory_mb(), 1)
+    if torch.cuda.is_available(): out['system_gpu_memory_mb'] = round(peak_memory_mb('cuda'), 1)
     try: import psutil
     except ImportError: return out  # optional: without it two numbers are missing
     out['system_cpu_percent'] = float(psutil.cpu_percent(interval=None))
