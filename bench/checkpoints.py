@@ -51,7 +51,7 @@ def one_save(learner: Learner, batch: Batch, saver: Saver, step_seconds: float, 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--folder', type=Path, help='where to write; a temporary folder when not given')
-    ap.add_argument('--repeats', type=int, default=5)
+    ap.add_argument('--repeats', type=int, default=3)
     ap.add_argument('--steps', type=int, default=200, help='most steps beside one save')
     ap.add_argument('--quick', action='store_true', help='small model, one repeat, writes nothing')
     a = ap.parse_args()
