@@ -153,7 +153,7 @@ def join(
     if backend == 'nccl': torch.cuda.set_device(torch.device(name))
     return found[0]
 
-# %% ../../nbs/training/54d_joining.ipynb #0ee69681
+# %% ../../nbs/training/54d_joining.ipynb #4330690e
 def launch(
     ranks: int,  # processes on this machine
     command: Sequence[str],  # what each of them runs
@@ -179,14 +179,14 @@ def launch(
 def _last_status(children: Sequence[subprocess.Popen[bytes]], grace: float) -> int:
     "Wait until all have ended; after the first failure the others are asked to end, then made to"
     status, deadline = 0, float('inf')
-    while any(child.poll() is None for child in children):
-        failed = [(r, child.returncode) for r, child in enumerate(children) if child.returncode]
+    while True:
+        states = [child.poll() for child in children]
+        failed = [(state, rank) for rank, state in enumerate(states) if state]
         if failed and not status:
-            rank, status = failed[0]
+            status, rank = min(failed)  # one that was killed, rather than one that noticed it
             if status < 0: print(f'Rank {rank} of {len(children)} was ended by {signal.Signals(-status).name}.', file=sys.stderr)
             deadline = time.monotonic() + grace
+        if None not in states: return 128 - status if status < 0 else status
         if time.monotonic() > deadline:
             for child in children: child.kill()
         time.sleep(0.05)
-    status = status or next((child.returncode for child in children if child.returncode), 0)
-    return 128 - status if status < 0 else status
