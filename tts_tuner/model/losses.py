@@ -110,7 +110,7 @@ class Tacotron2Loss(nn.Module):
         steps = self._steps(batch).sum()
         if self.hp.loss_reduction == 'masked': return torch.stack([batch.mel_lengths.sum(), steps, steps])
         B, _, T = batch.mel.shape
-        return torch.stack([steps.new_tensor(B * T), steps.new_tensor(batch.gate.numel()), steps])
+        return torch.stack([torch.full_like(steps, B * T), torch.full_like(steps, batch.gate.numel()), steps])
 
     def _steps(self, batch: Targets) -> Tensor:
         "Decoder steps of each clip"

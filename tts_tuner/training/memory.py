@@ -159,7 +159,8 @@ class Fit:
         group: Agreeing | None = None,  # the ranks that must cut alike
     ) -> None:
         self.model, self.device, self.group, self.bound = model, torch.device(device), group, Bound(machine)
-        self.rehearse = bool(group and group.world > 1 and self.device.type == 'cuda')  # try records alone first
+        self.shared = bool(group and group.world > 1)
+        self.rehearse = self.device.type == 'cuda'  # where the step is shared, try alone what has more frames than ever before
         self._trace = Trace(model, device)
 
     def run(
@@ -173,11 +174,11 @@ class Fit:
         self._trace.keep()
         while True:
             pieces = self._pieces(batches)
-            if not self.rehearse:
+            if not self.shared:
                 done, found = self._attempt(pieces, compute)
                 if done: return found[0]
                 failed = True
-            elif any(self._everyone(max(map(padded_frames, pieces)) > self.bound.proved)):
+            elif self.rehearse and any(self._everyone(max(map(padded_frames, pieces)) > self.bound.proved)):
                 assert self.group is not None
                 with self.group.alone(): failed = not self._attempt(pieces, compute)[0]
             else: return compute(pieces)
