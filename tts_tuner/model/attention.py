@@ -17,8 +17,8 @@ from ..config.hparams import HParams
 from .layers import ConvNorm, LinearNorm
 
 # %% auto #0
-__all__ = ['LocationLayer', 'windows', 'Memory', 'Attended', 'window_mask', 'Attention', 'on_first_symbol', 'LocationEnergies',
-           'LocationSensitiveAttention', 'ForwardAttention']
+__all__ = ['LocationLayer', 'windows', 'Memory', 'Attended', 'window_mask', 'wide', 'Attention', 'on_first_symbol',
+           'LocationEnergies', 'LocationSensitiveAttention', 'ForwardAttention']
 
 # %% ../../nbs/model/31_attention.ipynb #e99855d7
 class LocationLayer(nn.Module):
@@ -85,6 +85,11 @@ def window_mask(
     return mask & ((torch.arange(weights.shape[1], device=weights.device) - place).abs() <= window)
 
 # %% ../../nbs/model/31_attention.ipynb #ac72e253
+def wide(x: Tensor) -> Tensor:
+    "`x` in single precision at least"
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Attention(nn.Module):
     "What a decoder asks of any attention: `prepare` once, `start` once, then one call a step"
 
@@ -140,11 +145,11 @@ class LocationEnergies(Attention):
     def prepare(self, values: Tensor, mask: Tensor, compose: bool = True) -> Memory:
         "What stays the same during an utterance"
         keys = self.memory_layer(values)
-        return Memory(values, keys, mask, self.location_layer.kernel() if compose else None, ~mask, mask.to(keys.dtype) * self.LEAK)
+        return Memory(values, keys, mask, self.location_layer.kernel() if compose else None, ~mask, wide(mask.to(keys.dtype)) * self.LEAK)
 
     def energies(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
         "e_t [B, N]"
-        past = torch.stack([last.weights, last.cumulative], 1)
+        past = torch.stack([last.weights, last.cumulative], 1).to(memory.keys.dtype)
         if memory.kernel is None: keys = memory.keys + self.location_layer(past)
         else:
             flat = torch.addmm(memory.keys.flatten(0, 1), windows(past, self.kernel_size), memory.kernel)
@@ -159,7 +164,7 @@ class LocationSensitiveAttention(LocationEnergies):
 
     def weights(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
         "alpha_t [B, N]"
-        return self.weigh(self.energies(query, last, memory).masked_fill(memory.padding, self.IMPOSSIBLE), last, memory)
+        return self.weigh(wide(self.energies(query, last, memory)).masked_fill(memory.padding, self.IMPOSSIBLE), last, memory)
 
     def weigh(self, energies: Tensor, last: Attended, memory: Memory) -> Tensor:
         "alpha_t [B, N] from masked energies"

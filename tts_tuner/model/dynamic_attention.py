@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.hparams import HParams
-from .attention import Attended, Attention, Memory, on_first_symbol, windows
+from .attention import Attended, Attention, Memory, on_first_symbol, wide, windows
 from .layers import ConvNorm, LinearNorm
 
 # %% auto #0
@@ -53,7 +53,7 @@ class DynamicConvolutionAttention(Attention):
         "What stays the same during an utterance; there are no keys, for the text is not compared with anything"
         conv, dense = self.static_filter_conv.conv.weight[:, 0], self.static_filter_layer.linear_layer.weight
         kernel = (dense @ conv).T if compose else None
-        return Memory(values, values[..., :0], mask, kernel, ~mask, torch.zeros_like(values[..., 0]))
+        return Memory(values, values[..., :0], mask, kernel, ~mask, wide(torch.zeros_like(values[..., 0])))
 
     def start(self, memory: Memory) -> Attended:
         "Before the first step: on the first symbol"
@@ -61,10 +61,9 @@ class DynamicConvolutionAttention(Attention):
 
     def log_prior(self, weights: Tensor) -> Tensor:
         "log max(P * alpha, floor) [B, N] in single precision at least, for the last `weights` [B, N]"
-        wide = torch.promote_types(weights.dtype, torch.float32)
         reach = len(self.prior) - 1
-        ahead = F.pad(weights.to(wide), (reach, 0)).unfold(1, reach + 1, 1)
-        return torch.log((ahead * self.prior.to(wide)).sum(2).clamp_min(self.FLOOR))
+        behind = F.pad(wide(weights), (reach, 0)).unfold(1, reach + 1, 1)
+        return torch.log((behind * wide(self.prior)).sum(2).clamp_min(self.FLOOR))
 
     def energies(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
         "e_t [B, N] without the prior"

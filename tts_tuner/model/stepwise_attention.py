@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.hparams import HParams
-from .attention import Attended, LocationEnergies, Memory, on_first_symbol
+from .attention import Attended, LocationEnergies, Memory, on_first_symbol, wide
 
 # %% auto #0
 __all__ = ['StepwiseMonotonicAttention']
@@ -31,8 +31,7 @@ class StepwiseMonotonicAttention(LocationEnergies):
 
     def weights(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
         "alpha_t [B, N]"
-        before = last.weights.to(torch.promote_types(last.weights.dtype, torch.float32))
-        energies = self.energies(query, last, memory).to(before.dtype)
+        before, energies = wide(last.weights), wide(self.energies(query, last, memory))
         if self.training and self.noise: energies = energies + self.noise * torch.randn_like(energies)
         move = (energies < 0).to(before.dtype) if memory.hard else torch.sigmoid(-energies)
         going = (before * move)[:, :-1].masked_fill(memory.padding[:, 1:], 0.0)
