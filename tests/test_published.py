@@ -20,6 +20,7 @@ from tts_tuner.training.checkpoint import load_checkpoint, save_checkpoint
 from tts_tuner.training.learner import Learner
 from tts_tuner.training.published import PUBLISHED_SYMBOLS, as_published, export_published, import_published, read_published, start_from
 from tts_tuner.training.trainer import load, run_training
+from tts_tuner.training.warm_start import DoesNotFit
 
 OURS = dict(p_attention_dropout='attention_dropout', p_decoder_dropout='dropout_decoder', n_mel_channels='n_mels')
 NOT_SIZES = ('mask_padding', 'fp16_run', 'learning_rate', 'weight_decay', 'grad_clip_thresh', 'max_decoder_steps', 'gate_threshold', *OURS)
@@ -132,9 +133,10 @@ def test_a_foreign_pickle_is_not_opened(tmp_path, capsys, new):
 
 
 def test_other_kinds_of_models(golden, tmp_path):
-    def said(content):
+    def said(content, fits_elsewhere=True):
         torch.save(content, tmp_path / 'a.pt')
         with pytest.raises(UserError) as e: read_published(tmp_path / 'a.pt')
+        assert isinstance(e.value, DoesNotFit) == fits_elsewhere
         return str(e.value)
     weights = wide(golden.weights)
     assert 'it holds generator' in said(dict(generator=dict(a=torch.ones(1))))
@@ -142,9 +144,9 @@ def test_other_kinds_of_models(golden, tmp_path):
     assert 'speaker_embedding.weight is unknown here' in said(wrapped({**weights, 'speaker_embedding.weight': torch.ones(2, 4)}, 'repository'))
     assert 'decoder.gate_layer.linear_layer.bias is missing there' in said({k: v for k, v in weights.items() if k != 'decoder.gate_layer.linear_layer.bias'})
     assert 'decoder.gate_layer.linear_layer.weight is 1 x 60 there' in said({**weights, 'decoder.gate_layer.linear_layer.weight': torch.ones(1, 60)})
-    assert 'NaN or infinity, first embedding.weight' in said({**weights, 'embedding.weight': weights['embedding.weight'] * float('inf')})
+    assert 'NaN or infinity, first embedding.weight' in said({**weights, 'embedding.weight': weights['embedding.weight'] * float('inf')}, False)
     assert 'other dimensions' in said({**weights, 'postnet.convolutions.0.0.conv.weight': torch.ones(3)})
-    assert '40 symbols, not the 148' in said(golden.weights)
+    assert '40 symbols, not the 148' in said(golden.weights, False)
 
 
 def test_symbol_tables_that_do_not_fit(golden, tmp_path):
@@ -212,6 +214,7 @@ def test_refused_or_fresh(golden, tiny, tmp_path):
     said = []
     state = start(tiny, golden, tmp_path / 'run', tmp_path / 'ref.pt', said, decoder_rnn_dim=32)
     assert state['step'] == 1 and any('decoder_rnn_dim is 40 there and 32 here' in line and 'from the beginning' in line for line in said)
+    with pytest.raises(UserError, match='no checkpoint .*nowhere.pt'): start(tiny, golden, tmp_path / 'typo', tmp_path / 'nowhere.pt', [], decoder_rnn_dim=32)
 
 
 # ---------------------------------------------------------------- writing

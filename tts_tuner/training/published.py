@@ -24,7 +24,7 @@ from ..model.tacotron2 import Tacotron2
 from ..text.symbols import END, PAD, SymbolTable
 from .checkpoint import FORMAT, checked_format, load_checkpoint, model_only, not_finite, plain, read_tensors, save_checkpoint
 from .learner import lr_at
-from .warm_start import WarmStart, listed, shape_differences, take_weights, warm_start
+from .warm_start import DoesNotFit, WarmStart, listed, shape_differences, take_weights, warm_start
 
 # %% auto #0
 __all__ = ['ARPABET', 'PUBLISHED_SYMBOLS', 'read_symbols', 'unwrapped', 'settings_of', 'Published', 'opened', 'read_published',
@@ -85,7 +85,7 @@ def unwrapped(
     elif _only_tensors(content): layout = 'weights'
     if not layout or not _only_tensors(inner):
         keys = ', '.join(map(str, list(content)[:5])) if isinstance(content, Mapping) and content else f'a {type(content).__name__}'
-        raise UserError(f'{path} is neither a checkpoint of tts_tuner nor one of a published Tacotron 2: it holds {keys}.')
+        raise DoesNotFit(f'{path} is neither a checkpoint of tts_tuner nor one of a published Tacotron 2: it holds {keys}.')
     weights = {_PREFIX.sub('', k): v.float() if v.is_floating_point() else v for k, v in inner.items()}
     if bad := not_finite(weights): raise UserError(f'{path} cannot be used: {len(bad)} of its weights hold NaN or infinity, first {bad[0]}.')
     return layout, weights
@@ -113,9 +113,9 @@ def settings_of(
     "Settings of a published model from the shapes of its weights; UserError when it is another kind of model"
     needed = {*(name for name, _ in _SIZES.values()), _PROJECTION}
     if missing := sorted(needed - weights.keys()):
-        raise UserError(f'{path} holds another kind of model: it lacks {listed(missing, 2)}, and has {listed(sorted(weights), 3)}.')
+        raise DoesNotFit(f'{path} holds another kind of model: it lacks {listed(missing, 2)}, and has {listed(sorted(weights), 3)}.')
     try: sizes = {k: weights[name].shape[axis] for k, (name, axis) in _SIZES.items()}
-    except IndexError: raise UserError(f'{path} holds another kind of model: its tensors have other dimensions.') from None
+    except IndexError: raise DoesNotFit(f'{path} holds another kind of model: its tensors have other dimensions.') from None
     layers = lambda part: len([k for k in weights if re.fullmatch(rf'{part}\.convolutions\.\d+\.0\.conv\.weight', k)])
     known = {ours: config[theirs] for theirs, ours in _CONFIG.items() if config and type(config.get(theirs)) in (int, float)}
     return create_hparams('paper', dict(
@@ -157,7 +157,7 @@ def opened(
     if voice is not None and not all(isinstance(voice.get(k), Mapping) for k in ('hparams', 'symbols')): voice = None
     hp = settings_of(weights, path, config) if voice is None else from_dict(voice['hparams'])
     if symbols is None and voice is not None: symbols = SymbolTable.from_dict(voice['symbols']).symbols
-    if found := shape_differences(weights, _drawn(hp), rows_may_differ=()): raise UserError(f'{path} is not a published Tacotron 2: {listed(found)}.')
+    if found := shape_differences(weights, _drawn(hp), rows_may_differ=()): raise DoesNotFit(f'{path} is not a published Tacotron 2: {listed(found)}.')
     return Published(str(path), layout, _steps(content), weights, _checked_symbols(symbols, len(weights['embedding.weight']), path), hp, voice)
 
 
@@ -207,7 +207,7 @@ def start_from(
     path: str | Path,  # a checkpoint of ours or a published one
     table: SymbolTable,  # symbols of the model
 ) -> WarmStart:  # what was taken and what was not
-    "Warm start from any checkpoint that can be read; UserError lists what differs when it does not fit"
+    "Warm start from any checkpoint that can be read; `DoesNotFit` lists what differs, another UserError says why a file cannot be read"
     content = read_tensors(path)
     if isinstance(content, Mapping) and 'format' in content: return warm_start(model, hp, checked_format(content, path), table)
     published = opened(content, path)
@@ -215,7 +215,7 @@ def start_from(
     same_kind = {published.hp.attention, hp.attention} <= {'location', 'forward'}
     other = [f'{k} is {v} there and {here[k]} here' for k, v in architecture(published.hp).items() if v != here[k] and not k.startswith(_ELSEWHERE)]
     if not same_kind: other.append(f'attention is {published.hp.attention} there and {hp.attention} here')
-    if other: raise UserError(f'{path} has another architecture: {"; ".join(other)}. To go on, give its settings, or train from the beginning.')
+    if other: raise DoesNotFit(f'{path} has another architecture: {"; ".join(other)}. To go on, give its settings, or train from the beginning.')
     account = take_weights(model, published.weights, published.symbols, table, published.step, known_there)
     return replace(account, notes=_notes(published, hp, table))
 

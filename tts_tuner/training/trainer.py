@@ -35,7 +35,7 @@ from .published import start_from
 from .resumable import Resumable
 from .run_folder import Progress, RunFolder, StopRequest, validation_line
 from .sinks import JsonlSink, MetricSink, MLflowSink, SinkGroup, TensorBoardSink, rewind
-from .warm_start import check_architecture
+from .warm_start import DoesNotFit, check_architecture
 
 # %% auto #0
 __all__ = ['STOPPING', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
@@ -256,7 +256,7 @@ class _Run:
 def _start_warm(trainer: Trainer, path: Path, fresh_if_different: bool) -> None:
     "Weights of another run or a published model, or a sentence why not"
     try: account = start_from(trainer.learner.model, trainer.hp, path, trainer.features.table)
-    except UserError as e:
+    except DoesNotFit as e:
         if not fresh_if_different: raise
         trainer.folder.say(f'{e} The run starts from the beginning.')
         return

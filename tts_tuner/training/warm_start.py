@@ -18,9 +18,13 @@ from ..config.hparams import HParams, differences, from_dict
 from ..text.symbols import SymbolTable
 
 # %% auto #0
-__all__ = ['check_architecture', 'shape_differences', 'listed', 'WarmStart', 'itself', 'take_weights', 'warm_start']
+__all__ = ['DoesNotFit', 'check_architecture', 'shape_differences', 'listed', 'WarmStart', 'itself', 'take_weights', 'warm_start']
 
 # %% ../../nbs/training/50c_warm_start.ipynb #e50b775d
+class DoesNotFit(UserError):
+    "Weights of another architecture: refused, unless a run was told to start afresh in that case"
+
+
 def check_architecture(
     state: Mapping[str, Any],  # a checkpoint
     hp: HParams,  # settings of this run
@@ -28,7 +32,7 @@ def check_architecture(
     remedy: str,  # what to do, for the message
     same_symbols: bool = True,  # must the symbol tables agree?
 ) -> None:
-    "UserError with a list of the differences when the checkpoint's weights do not fit"
+    "`DoesNotFit` with a list of the differences when the checkpoint's weights do not fit"
     before = from_dict(state['hparams'])
     other = differences(before, hp, only_architecture=True)
     other.pop('n_symbols', None)  # compared symbol by symbol below
@@ -41,7 +45,7 @@ def check_architecture(
     if same_symbols and there.symbols != here.symbols:
         odd = sorted(set(there.symbols) ^ set(here.symbols))
         found.append(f'the symbol tables differ ({", ".join(map(repr, odd[:5])) or "in their order"})')
-    if found: raise UserError(f'The checkpoint of step {state["step"]} has another architecture: {"; ".join(found)}. To go on, {remedy}.')
+    if found: raise DoesNotFit(f'The checkpoint of step {state["step"]} has another architecture: {"; ".join(found)}. To go on, {remedy}.')
 
 # %% ../../nbs/training/50c_warm_start.ipynb #c8e803d7
 def shape_differences(
@@ -108,9 +112,9 @@ def take_weights(
     step: int = 0,  # how long the weights were trained
     same_as: Callable[[str, Mapping[str, int]], str | None] = itself,  # which symbol there a symbol here is
 ) -> WarmStart:
-    "Put weights into a model, embeddings symbol by symbol; UserError with the differences when they do not fit"
+    "Put weights into a model, embeddings symbol by symbol; `DoesNotFit` with the differences when they do not"
     own = model.state_dict()
-    if found := shape_differences(weights, own): raise UserError(f'The weights do not fit this model: {listed(found)}. Give the settings they were made with.')
+    if found := shape_differences(weights, own): raise DoesNotFit(f'The weights do not fit this model: {listed(found)}. Give the settings they were made with.')
     known = {symbol: i for i, symbol in enumerate(symbols)}
     source = {symbol: name for symbol in table.symbols if (name := same_as(symbol, known)) is not None}
     rows = {symbol: (known[source[symbol]], i) for i, symbol in enumerate(table.symbols) if symbol in source}
@@ -129,6 +133,6 @@ def warm_start(
     state: Mapping[str, Any],  # a checkpoint of the same architecture
     table: SymbolTable,  # symbols of this run
 ) -> WarmStart:  # what was taken and what was not
-    "Take the weights of another run and nothing else; UserError lists what differs when they do not fit"
+    "Take the weights of another run and nothing else; `DoesNotFit` lists what differs when they do not"
     check_architecture(state, hp, table, 'give the settings of that checkpoint, or train from the beginning', same_symbols=False)
     return take_weights(model, state['model'], SymbolTable.from_dict(state['symbols']).symbols, table, int(state['step']))
