@@ -65,8 +65,8 @@ def learn(group, batches, start=None, **more):
     return learner, [{k: float(v) for k, v in m.items()} for m in steps]
 
 
-@pytest.mark.parametrize('world,rows,more', [(2, 4, {}), (2, 5, dict(loss_reduction='padded')), (3, 2, {}), (2, 3, dict(mask_padding=False, grad_clip_thresh=0.05))],
-                         ids=['even', 'uneven', 'a rank without clips', 'clipped'])
+@pytest.mark.parametrize('world,rows,more', [(2, 4, {}), (2, 5, dict(loss_reduction='padded')), (3, 2, dict(gradient_checkpointing=True)), (2, 3, dict(mask_padding=False, grad_clip_thresh=0.05))],
+                         ids=['even', 'uneven', 'checkpointed, a rank without clips', 'clipped'])
 def test_ranks_equal_one_process_on_the_same_batch(double, world, rows, more):
     batches = [batch_of(rows, seed) for seed in range(2)] + [[batch_of(rows, 7), batch_of(rows + 1, 8)]]  # the last step of two batches
     torch.manual_seed(3)

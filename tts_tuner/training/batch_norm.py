@@ -55,7 +55,7 @@ class _Normalise(torch.autograd.Function):
         dx = (scale * weight)[:, None] * (g - sums[0][:, None] - normal * sums[1][:, None])
         return dx.to(x.dtype), own[1], own[0], None, None
 
-# %% ../../nbs/training/53c_batch_norm.ipynb #d0dd29d7
+# %% ../../nbs/training/53c_batch_norm.ipynb #dddf7967
 class SharedBatchNorm(nn.BatchNorm1d):
     "Batch normalisation whose mean and variance are those of all ranks"
 
@@ -75,6 +75,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
     ) -> Tensor:  # [B, C, T]
         if not (self.training and self.group.together): return super().forward(x)
         y, mean, var, N = _Normalise.apply(x, self.weight, self.bias, self.eps, self.group)
+        if not self.track_running_stats: return y  # computed a second time on the way back: counted once
         assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None and self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
