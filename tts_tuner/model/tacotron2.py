@@ -47,10 +47,14 @@ class Spoken(NamedTuple):
 def uncounted(module: nn.Module) -> Iterator[None]:
     "Inside, batch normalisation in `module` leaves its running mean and variance alone"
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
-    for norm in norms: norm.track_running_stats = False
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    counts = [None if count is None else count.clone() for *_, count in before]
+    for norm in norms: norm.momentum = 0.0
     try: yield
     finally:
-        for norm in norms: norm.track_running_stats = True
+        for (norm, momentum, count), old in zip(before, counts):
+            norm.momentum = momentum
+            if count is not None and old is not None: count.copy_(old)
 
 # %% ../../nbs/model/34_tacotron2.ipynb #c637286c
 class Tacotron2(nn.Module):
