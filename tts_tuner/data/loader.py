@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['log', 'split', 'TTSDataset', 'Batch', 'collate', 'plan_epoch', 'EpochCost', 'epoch_cost', 'plan_frames', 'Place',
-           'BatchOrder', 'BatchStream']
+           'BatchOrder', 'make_batch', 'BatchStream']
 
 # %% ../../nbs/data/23_loader.ipynb #de4cafe3
 def split(
@@ -50,7 +50,7 @@ class TTSDataset:
         indices: Sequence[int],  # which clips
         hp: HParams,  # mel_norm and mel_floor
     ) -> None:
-        self.features, self.indices = features, list(indices)
+        self.features, self.indices, self.hp = features, list(indices), hp
         standard = hp.mel_norm == 'standard'
         self.mean, self.std = (features.mel_mean, features.mel_std) if standard else (0.0, 1.0)
         self.pad_value = (math.log(hp.mel_floor) - self.mean) / self.std if standard else 0.0
@@ -59,6 +59,8 @@ class TTSDataset:
         self.text_lengths = [len(t) for t in self.texts]  # symbols of each item, the end mark among them
 
     def __len__(self) -> int: return len(self.indices)
+
+    def __reduce__(self) -> tuple[Any, ...]: return TTSDataset, (self.features, self.indices, self.hp)  # thousands of small tensors travel badly
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         "Item `k`: id, text ids [N], mel [T, n_mels] as the model sees it, value to pad it with"
@@ -81,6 +83,11 @@ class Batch:
         "The same batch on `device`"
         move = lambda x: x.to(device, non_blocking=True)
         return Batch(move(self.text), move(self.text_lengths), move(self.mel), move(self.mel_lengths), move(self.gate), self.ids)
+
+    def pin(self) -> Batch:
+        "The same batch in memory that a GPU can fetch by itself"
+        return Batch(self.text.pin_memory(), self.text_lengths.pin_memory(), self.mel.pin_memory(), self.mel_lengths.pin_memory(),
+            self.gate.pin_memory(), self.ids)
 
     def __len__(self) -> int: return len(self.ids)
 
@@ -230,6 +237,17 @@ class BatchOrder:
         return dict(seed=hp.seed, clips=len(self.lengths), **by, bucket_batches=hp.bucket_batches)
 
 # %% ../../nbs/data/23_loader.ipynb #060b879d
+def make_batch(
+    dataset: TTSDataset,
+    clips: Sequence[int],  # of a whole batch
+    hp: HParams,  # n_frames_per_step
+    rank: int = 0, world: int = 1,  # which rows: every one of `world`, from `rank` on
+) -> Batch:
+    "One process' rows of the batch of `clips`, padded as the whole"
+    symbols, frames = (max(lengths[i] for i in clips) for lengths in (dataset.text_lengths, dataset.lengths))
+    return collate([dataset[i] for i in clips[rank::world]], hp, symbols, frames)
+
+
 class BatchStream:
     """Endless batches of a dataset whose position can be saved and restored
 
@@ -269,15 +287,10 @@ class BatchStream:
 
     def __next__(self) -> Batch:
         clips, self.place = self.order.after(self.place, self.world)
-        return self.rows(clips)
+        return make_batch(self.dataset, clips, self.hp, self.rank, self.world)
 
-    def rows(
-        self,
-        clips: Sequence[int],  # of a whole batch
-    ) -> Batch:
-        "This process' rows of the batch of `clips`, every one of `world`, padded as the whole"
-        symbols, frames = (max(lengths[i] for i in clips) for lengths in (self.dataset.text_lengths, self.dataset.lengths))
-        return collate([self.dataset[i] for i in clips[self.rank::self.world]], self.hp, symbols, frames)
+    def close(self) -> None:
+        "Let go of what prepares batches, where something does"
 
     @property
     def epoch(self) -> int:
