@@ -212,9 +212,8 @@ def start_from(
     if isinstance(content, Mapping) and 'format' in content: return warm_start(model, hp, checked_format(content, path), table)
     published = opened(content, path)
     here = architecture(replace(hp, n_symbols=published.hp.n_symbols, frontend=published.hp.frontend))
-    same_kind = {published.hp.attention, hp.attention} <= {'location', 'forward'}
     other = [f'{k} is {v} there and {here[k]} here' for k, v in architecture(published.hp).items() if v != here[k] and not k.startswith(_ELSEWHERE)]
-    if not same_kind: other.append(f'attention is {published.hp.attention} there and {hp.attention} here')
+    if hp.attention == 'dynamic': other.append(f'attention is {published.hp.attention} there and {hp.attention} here')
     if other: raise DoesNotFit(f'{path} has another architecture: {"; ".join(other)}. To go on, give its settings, or train from the beginning.')
     account = take_weights(model, published.weights, published.symbols, table, published.step, known_there)
     return replace(account, notes=_notes(published, hp, table))

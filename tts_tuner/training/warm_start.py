@@ -21,6 +21,9 @@ from ..text.symbols import SymbolTable
 __all__ = ['DoesNotFit', 'check_architecture', 'shape_differences', 'listed', 'WarmStart', 'itself', 'take_weights', 'warm_start']
 
 # %% ../../nbs/training/50c_warm_start.ipynb #e50b775d
+_OF_DYNAMIC, _OF_LOCATION = ('attention_dynamic_', 'attention_prior_'), ('attention_location_',)  # sizes of layers that only this kind has
+
+
 class DoesNotFit(UserError):
     "Weights of another architecture: refused, unless a run was told to start afresh in that case"
 
@@ -36,9 +39,9 @@ def check_architecture(
     before = from_dict(state['hparams'])
     other = differences(before, hp, only_architecture=True)
     other.pop('n_symbols', None)  # compared symbol by symbol below
-    if 'dynamic' not in (before.attention, hp.attention):  # sizes of layers that neither has
-        for name in ('attention_dynamic_n_filters', 'attention_dynamic_kernel_size', 'attention_prior_length'): other.pop(name, None)
-    elif before.attention != hp.attention: other['attention'] = before.attention, hp.attention
+    dynamic = [h.attention == 'dynamic' for h in (before, hp)]  # the other kinds of attention have the same weights
+    if dynamic[0] != dynamic[1]: other['attention'] = before.attention, hp.attention
+    for name in [k for k in other if k.startswith(_OF_DYNAMIC if not any(dynamic) else _OF_LOCATION if all(dynamic) else ())]: del other[name]
     if not same_symbols: other.pop('frontend', None)  # rows are found by their symbols, whatever those stand for
     found = [f'{k} is {a} there and {b} here' for k, (a, b) in other.items()]
     there, here = SymbolTable.from_dict(state['symbols']), table
