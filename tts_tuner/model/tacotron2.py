@@ -8,7 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/model/tacotron2.html.md"""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from ..config.hparams import HParams
 from .decoder import Decoder
 from .encoder import Encoder
 from .layers import Postnet, length_mask
+from .speaking import StepwiseDecoder
 
 # %% auto #0
 __all__ = ['Outputs', 'Spoken', 'uncounted', 'Tacotron2']
@@ -102,27 +103,16 @@ class Tacotron2(nn.Module):
         text_lengths: Tensor,  # [B], symbols of each utterance, in any order
         max_steps: int | None = None,  # hard limit in decoder steps; max_decoder_steps when None
         generator: torch.Generator | None = None,  # source of the prenet's dropout: same seed, same speech
+        decoder: StepwiseDecoder | None = None,  # a prepared one, of another precision perhaps; made for this call when None
+        names: Sequence[str] | None = None,  # of the utterances, for the warning at the hard limit
+        warn: bool = True,  # log a warning when the hard limit cuts an utterance off
     ) -> Spoken:
         "Speak: each step sees the model's own last frame; every utterance stops by its own gate"
-        decoder, limit = self.decoder, max_steps or self.hp.max_decoder_steps
-        threshold = math.log(self.hp.gate_threshold / (1 - self.hp.gate_threshold))
         values = self.encoder(self.embedding(text).transpose(1, 2), text_lengths)
-        memory = decoder.attention_layer.prepare(values, length_mask(text_lengths, text.shape[1]))
-        state, frame = decoder.start(memory), values.new_zeros(len(text), self.hp.n_mels)
-        steps = torch.full_like(text_lengths, limit)
-        stopped = torch.zeros_like(text_lengths, dtype=torch.bool)
-        frames, gates, alignments = [], [], []
-        for t in range(limit):
-            out, gate, state = decoder.step(decoder.prenet(frame, generator), state, memory)
-            frame = out[:, -self.hp.n_mels :]
-            frames.append(out)
-            gates.append(gate)
-            alignments.append(state.attended.weights)
-            now = (gate > threshold) & ~stopped
-            steps, stopped = steps.masked_fill(now, t + 1), stopped | now
-            if stopped.all(): break
-        real = length_mask(steps, len(frames))
-        return self._spoken(decoder.unfold(torch.stack(frames)), torch.stack(gates, 1), torch.stack(alignments, 1), steps, stopped, real)
+        decoder = decoder or StepwiseDecoder(self.decoder, self.hp)
+        said = decoder(values, length_mask(text_lengths, text.shape[1]), max_steps, generator, names, warn)
+        real = length_mask(said.steps, len(said.frames))
+        return self._spoken(self.decoder.unfold(said.frames), said.gate, said.alignments, said.steps, said.stopped, real)
 
     def _spoken(self, frames: Tensor, gate: Tensor, alignments: Tensor, steps: Tensor, stopped: Tensor, real: Tensor) -> Spoken:
         "Cut each utterance at its own end, then run the postnet"
