@@ -219,6 +219,18 @@ def test_a_snapshot_shares_nothing_and_follows_changes_of_shape():
     assert second['a'].tolist() == [1, 1, 1, 1] and second['n'].dtype == torch.float32
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_copies_from_a_gpu_hold_the_step_they_were_asked_at(tmp_path):
+    saver, weight = Saver(CheckpointFolder(tmp_path, keep=9)), torch.zeros(20_000_000, device='cuda')
+    for step in range(1, 6):
+        weight += 1
+        saver.save(dict(step=step, model=dict(w=weight)))
+        weight *= 1  # queued behind the copy
+    saver.wait()
+    for step, path in saver.folder.steps().items(): assert bool((load_checkpoint(path)['model']['w'] == step).all())
+    assert all(t.is_pinned() for t in saver._snapshot._kept.values())
+
+
 # ---------------------------------------------------------------- gzip
 
 def test_gzipped_files(tmp_path):
