@@ -164,7 +164,8 @@ class Evaluator:
     def _speak(self, model: Tacotron2, clips: Sequence[int], batch: Batch) -> list[SpokenSentence]:
         r, steps = self.hp.n_frames_per_step, self._steps(batch)
         forced = model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths).alignments.float().cpu().numpy()
-        spoken = model.infer(batch.text, batch.text_lengths, max_steps=min(self.hp.max_decoder_steps, int(np.ceil(1.8 * steps.max()))))
+        limit = min(self.hp.max_decoder_steps, int(np.ceil(1.8 * steps.max())))
+        spoken = model.infer(batch.text, batch.text_lengths, max_steps=limit, warn=False)  # who did not stop is counted below
         free, said = spoken.alignments.float().cpu().numpy(), spoken.steps.cpu().numpy()
         out = []
         for i, clip in enumerate(clips):
