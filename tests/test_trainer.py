@@ -1,5 +1,6 @@
 "The trainer as a program: it can be stopped, killed, poisoned and misused, and says what happened"
 import errno
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tiny_corpus import TINY, make_tiny_corpus
 
+from tts_tuner.config.contracts import Change, read_records
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.hparams import create_hparams, format_overrides
 from tts_tuner.serve.synthesizer import Synthesizer
@@ -255,6 +257,31 @@ def test_poisoned_weight_is_caught_within_ten_steps(tiny, tmp_path, monkeypatch,
     else: assert not found.weights, 'the copy from the last look is sound'
     assert len(read_metrics(tmp_path / 'run' / 'metrics.jsonl')) <= 4 + every
     assert not (tmp_path / 'run' / 'checkpoints' / 'last.pt').exists(), 'no poisoned checkpoint'
+
+
+def test_what_the_learner_alters_is_told_and_taken_back_with_its_steps(tiny, tmp_path, monkeypatch):
+    learn = resumable.Learner.learn
+
+    def easing(self, batch):
+        out = learn(self, batch)
+        if self.step in (2, 5): self.changes.append(Change('lr_relief', 1.0, 0.5, f'eased at {self.step}', self.step))
+        return out
+    monkeypatch.setattr(resumable.Learner, 'learn', easing)
+    said: list[str] = []
+    go(tiny, tmp_path / 'run', hparams(checkpoint_every=4, eval_every=4), until=5, console=said.append)
+    assert said.count('eased at 2') == said.count('eased at 5') == 1
+    for path in (tmp_path / 'run' / 'checkpoints').glob('*'):  # as if it had been killed before the checkpoint of step 5
+        if path.name in ('last.pt', 'step_00000005.pt'): path.unlink()
+    go(tiny, tmp_path / 'run', hparams(checkpoint_every=4, eval_every=4), resume=True)
+    assert [r.when for r in read_records(tmp_path / 'run' / 'changes.jsonl')] == [2, 5]
+
+
+def test_several_batches_a_step_and_nothing_left_in_memory(tiny, tmp_path):
+    ended = go(tiny, tmp_path / 'run', hparams(batch_size=2, accumulate_batches=3, max_steps=4, eval_every=4))
+    assert ended['step'] == 4
+    state = load_checkpoint(tmp_path / 'run' / 'checkpoints' / 'last.pt')
+    assert state['sampler']['epoch'] * 8 + state['sampler']['position'] == 12, 'twelve batches of the eight an epoch has'
+    assert not [o for o in gc.get_objects() if type(o).__name__ == 'Tacotron2']
 
 
 def test_best_is_by_score_never_by_loss(tiny, tmp_path, monkeypatch):

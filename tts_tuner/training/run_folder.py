@@ -66,6 +66,7 @@ class RunFolder:
     ):
         self.path, self.console, self.writes = Path(path), console, writes
         self.checkpoints, self.metrics = self.path / 'checkpoints', self.path / 'metrics.jsonl'
+        self.changes = self.path / 'changes.jsonl'  # what the learner altered by itself
         self.saved = 0  # step of the newest checkpoint; what was done after it is done again if this process dies
         if not writes: return
         try: self.path.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..config.contracts import to_json
+from ..config.contracts import Change, read_records, to_json
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import append_line, write_atomic
 from ..config.hparams import HParams, create_hparams, differences, from_dict, to_dict
@@ -101,7 +101,7 @@ class Trainer(Resumable):
         "What the learner altered by itself goes to the screen and into `changes.jsonl`"
         for change in self.learner.changes:
             self.folder.say(change.why)
-            if self.group.first: append_line(self.folder.path / 'changes.jsonl', to_json(change))
+            if self.group.first: append_line(self.folder.changes, to_json(change))
         for note in self.learner.notes: self.folder.say(note)
         self.learner.changes.clear()
         self.learner.notes.clear()
@@ -150,13 +150,21 @@ def _fresh_or_resumed(folder: RunFolder, resume: bool, hp: HParams) -> dict[str,
     kept = CheckpointFolder(folder.checkpoints, hp.keep_checkpoints)
     if not resume:
         if kept.last.exists() or kept.steps(): raise UserError(f'{folder.path} holds a run already; add --resume to go on with it, or choose another folder.')
-        rewind(folder.metrics, 0)
+        _rewind(folder, 0)
         return None
     state, said = kept.load_newest()
     for sentence in said: folder.say(sentence)
     if state is None: folder.say(f'There is no checkpoint in {folder.path} yet; the run starts from the beginning.')
-    if cut := rewind(folder.metrics, state['step'] if state else 0): folder.say(f'{cut} lines of metrics lie after the checkpoint and are taken back.')
+    if cut := _rewind(folder, state['step'] if state else 0): folder.say(f'{cut} lines of metrics lie after the checkpoint and are taken back.')
     return state
+
+
+def _rewind(folder: RunFolder, step: int) -> int:
+    "Take back what was written about steps after `step`, which will be done again; lines of metrics that were cut"
+    if folder.changes.is_file():
+        kept = [r for r in read_records(folder.changes) if isinstance(r, Change) and r.when <= step]
+        write_atomic(folder.changes, ''.join(f'{to_json(r)}\n' for r in kept))
+    return rewind(folder.metrics, step)
 
 
 def _tell_data(folder: RunFolder, corpus: Corpus, features: FeatureSet) -> None:
