@@ -273,6 +273,7 @@ def synth(
     model: Annotated[Path | None, typer.Option(help='Model that speaks. [the newest runs/*/best_model.pt]')] = None,
     seed: Annotated[int, typer.Option(min=0, help='Another seed, another reading.')] = 0,
     device: Annotated[str, typer.Option(help='cpu, cuda ...')] = 'cpu',
+    precision: Annotated[str, typer.Option(help='fp32, bf16 or int8: fewer bits, faster speech.')] = 'fp32',
 ) -> None:
     "Speak a text."
     path = model or newest('*/best_model.pt', 'model')
@@ -281,7 +282,7 @@ def synth(
     from tts_tuner.serve.synthesizer import Synthesizer
 
     start = time.monotonic()
-    speech = Synthesizer.load(path, device).say(sys.stdin.read() if text == '-' else text, seed=seed)
+    speech = Synthesizer.load(path, device, precision).say(sys.stdin.read() if text == '-' else text, seed=seed)
     save_wav(out, speech.audio, speech.sample_rate)
     for warning in speech.warnings: print(f'Note: {warning}', file=sys.stderr)
     print(f'{out}: {speech.seconds:.1f} s of speech by {path}, made in {time.monotonic() - start:.1f} s.')
