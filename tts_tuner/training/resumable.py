@@ -18,7 +18,8 @@ import torch
 
 from ..config.hparams import HParams, to_dict
 from ..data.features import FeatureSet
-from ..data.loader import BatchStream, TTSDataset, split
+from ..data.loader import TTSDataset, split
+from ..data.workers import open_stream
 from .background import Saver
 from .checkpoint import CheckpointFolder, rng_state, set_rng_state
 from .distributed import Ranks, fingerprint
@@ -62,7 +63,8 @@ class Resumable:
         self.device = prepare_machine(replace(hp, device=self.group.device(hp.device)))
         self.learner = Learner(hp, self.device, self.group)
         self.train_clips, self.valid_clips = split(features, hp)
-        self.stream = BatchStream(TTSDataset(features, self.train_clips, hp), hp, self.group.rank, self.group.world)
+        self.stream = open_stream(TTSDataset(features, self.train_clips, hp), hp, self.group.rank, self.group.world, self.device)
+        if self.group.first: folder.say(f'{self.stream.cost}.')
         if self.group.first:  # the others never validate
             free = list(self.valid_clips)[-hp.n_free_running:]
             anchor = anchors(features, self.train_clips, free, hp, cache_dir or folder.path, say=folder.say)
