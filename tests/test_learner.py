@@ -66,11 +66,10 @@ def test_half_precision_learns_like_full(precision):
 
 
 def test_a_precision_that_is_slow_here_is_said(monkeypatch):
-    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)
-    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: False)
+    monkeypatch.setattr('tts_tuner.training.precision.has_bf16', lambda kind: False)
     found = learner(precision='bf16')
     assert len(found.notes) == 1 and 'no bf16 instructions' in found.notes[0] and math.isfinite(found.learn(make_batch())['train_loss'])
-    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
+    monkeypatch.setattr('tts_tuner.training.precision.has_bf16', lambda kind: True)
     assert slow_here('bf16', 'cpu') is None and not learner(precision='fp32').notes
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.products import has_bf16
 from ..model.tacotron2 import Outputs
 
 # %% auto #0
@@ -51,11 +52,7 @@ def slow_here(
 ) -> str | None:  # a sentence, None when the hardware has such products
     "Is this precision slower here than fp32? It works in any case"
     kind = torch.device(device).type
-    if precision == 'bf16' and kind == 'cuda': quick = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif precision == 'bf16': quick = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    elif precision == 'fp16': quick = kind == 'cuda'
-    else: quick = True
-    if quick: return None
+    if precision == 'fp32' or precision == 'bf16' and has_bf16(kind) or precision == 'fp16' and kind == 'cuda': return None
     machine = 'GPU' if kind == 'cuda' else 'processor'
     return f'This {machine} has no {precision} instructions, so precision={precision} will be slow here; precision=fp32 is faster.'
 
