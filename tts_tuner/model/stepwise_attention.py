@@ -38,4 +38,4 @@ class StepwiseMonotonicAttention(LocationEnergies):
         weights = before - F.pad(going, (0, 1)) + F.pad(going, (1, 0))
         if not memory.window: return weights
         inside = weights * memory.mask
-        return inside / inside.sum(1, keepdim=True)
+        return inside / inside.sum(1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)  # a row of padding has none
