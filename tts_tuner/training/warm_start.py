@@ -21,9 +21,6 @@ from ..text.symbols import SymbolTable
 __all__ = ['DoesNotFit', 'check_architecture', 'shape_differences', 'listed', 'WarmStart', 'itself', 'take_weights', 'warm_start']
 
 # %% ../../nbs/training/50c_warm_start.ipynb #e50b775d
-_OF_DYNAMIC, _OF_LOCATION = ('attention_dynamic_', 'attention_prior_'), ('attention_location_',)  # sizes of layers that only this kind has
-
-
 class DoesNotFit(UserError):
     "Weights of another architecture: refused, unless a run was told to start afresh in that case"
 
@@ -36,12 +33,8 @@ def check_architecture(
     same_symbols: bool = True,  # must the symbol tables agree?
 ) -> None:
     "`DoesNotFit` with a list of the differences when the checkpoint's weights do not fit"
-    before = from_dict(state['hparams'])
-    other = differences(before, hp, only_architecture=True)
+    other = differences(from_dict(state['hparams']), hp, only_architecture=True)
     other.pop('n_symbols', None)  # compared symbol by symbol below
-    dynamic = [h.attention == 'dynamic' for h in (before, hp)]  # the other kinds of attention have the same weights
-    if dynamic[0] != dynamic[1]: other['attention'] = before.attention, hp.attention
-    for name in [k for k in other if k.startswith(_OF_DYNAMIC if not any(dynamic) else _OF_LOCATION if all(dynamic) else ())]: del other[name]
     if not same_symbols: other.pop('frontend', None)  # rows are found by their symbols, whatever those stand for
     found = [f'{k} is {a} there and {b} here' for k, (a, b) in other.items()]
     there, here = SymbolTable.from_dict(state['symbols']), table
