@@ -334,7 +334,7 @@ def test_spikes_put_into_recorded_runs_are_found(shared_data):
 
 
 def test_relief_changes_the_step_and_says_so():
-    found = learner(**STILL)
+    found = learner(lr_relief=True, **STILL)
     found.relief = ReliefState(norms=(1e-6,) * 30, spikes=(0, 0, 0))
     found.learn(make_batch())
     numbers = found.learn(make_batch())
@@ -356,14 +356,14 @@ def test_relief_does_not_depend_on_when_the_run_was_stopped(every):
             if found.step in stops: found.look()
         return out
     start = ReliefState(norms=(1e-6,) * 100, spikes=())
-    whole = learner(**STILL)
+    whole = learner(lr_relief=True, **STILL)
     whole.relief = start
     rates = go(whole, 24)
-    half = learner(**STILL)
+    half = learner(lr_relief=True, **STILL)
     half.relief = start
     first = go(half, 7, stops=(3,))
     half.look()
-    rest = learner(**STILL)
+    rest = learner(lr_relief=True, **STILL)
     rest.load(half.state())
     assert first + go(rest, 17, stops=(13,)) == rates
     assert rest.relief == whole.relief and whole.relief.share < 1
