@@ -105,6 +105,15 @@ def test_attention_stays_in_its_window(kind, scene):
     torch.testing.assert_close(wide, walk(attention, values, mask, queries)[0])  # a window that sees all changes nothing
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_one_symbol(kind):
+    hp = tiny(attention=kind, attention_prior_length=1, attention_window=1)
+    model, batch = make(hp), make_batch(hp, lengths=((1, 4),))
+    out = run(model, batch)
+    assert (out.alignments == 1).all() and torch.isfinite(Tacotron2Loss(hp)(out, batch).total)
+    assert (model.eval().infer(batch.text, batch.text_lengths, max_steps=3).alignments == 1).all()
+
+
 def test_window_starts_at_the_first_symbol():
     nowhere, mask = torch.zeros(1, 5), torch.ones(1, 5, dtype=torch.bool)
     assert window_mask(nowhere, 1, mask).tolist() == [[True, True, False, False, False]]
