@@ -108,10 +108,10 @@ def test_attention_stays_in_its_window(kind, scene):
 @pytest.mark.parametrize('kind', KINDS)
 def test_one_symbol(kind):
     hp = tiny(attention=kind, attention_prior_length=1, attention_window=1)
-    model, batch = make(hp), make_batch(hp, lengths=((1, 4),))
+    model, batch = make(hp).eval(), make_batch(hp, lengths=((1, 4),))
     out = run(model, batch)
     assert (out.alignments == 1).all() and torch.isfinite(Tacotron2Loss(hp)(out, batch).total)
-    assert (model.eval().infer(batch.text, batch.text_lengths, max_steps=3).alignments == 1).all()
+    assert (model.infer(batch.text, batch.text_lengths, max_steps=3).alignments == 1).all()
 
 
 def test_window_starts_at_the_first_symbol():
