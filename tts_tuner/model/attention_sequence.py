@@ -161,7 +161,7 @@ class AttendForward:
         w = torch.addcmul(self.leak, self.reach, s, out=self.reach)
         torch.div(w, torch.sum(w, 1, keepdim=True, out=self.total), out=a)
 
-# %% ../../nbs/model/32b_attention_sequence.ipynb #a172cad9
+# %% ../../nbs/model/32b_attention_sequence.ipynb #9ecebe48
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 softmax_backward = torch.ops.aten._softmax_backward_data.out
 
@@ -175,7 +175,8 @@ class AttendBackward:
         new, filters = scene.keys.new_empty, len(w.kernel)
         self.blocks = blocks = LocationBlocks(w.kernel, B, N)
         self.before = torch.cat([scene.start()[None], weights[:-1]])
-        self.heard = self.before.cumsum(0)
+        self.heard = self.before.clone()
+        for last, heard in zip(self.heard.unbind(0), self.heard[1:].unbind(0)): heard.add_(last)
         self.matrix, self.ones = blocks.with_ones()
         self.transposed = blocks.matrix.flatten(0, 1).flatten(1).T.contiguous()
         self.mixed = torch.cat([w.dense.T.expand(B, filters, A), new(B, 1, A)], 1)
@@ -323,7 +324,7 @@ class AttentionSequence(torch.autograd.Function):
                 attend.leave(start, stop, d_rows[1:, :, :E])
         return cell.d_x, *cell.d_w.back(), *attend.gradients(), *[None] * 6
 
-# %% ../../nbs/model/32b_attention_sequence.ipynb #7691712d
+# %% ../../nbs/model/32b_attention_sequence.ipynb #8e2b9d0d
 def has_sequence(
     attention: nn.Module,  # of any kind
 ) -> TypeGuard[LocationSensitiveAttention]:
@@ -344,7 +345,7 @@ def attention_sequence(
     if not has_sequence(attention): raise TypeError(f'{type(attention).__name__} has no sequence of its own; run it step by step.')
     dtype, location = product_dtype(p), attention.location_layer
     with torch.autocast(p.device.type, enabled=False):
-        gates = (in_full(part) for part in (p, cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh))
+        gates = (in_full(part) for part in (p.contiguous(), cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh))
         query, dense, energy = (m.linear_layer.weight for m in (attention.query_layer, location.location_dense, attention.v))
         own = (in_full(w) for w in (query, location.location_conv.conv.weight, dense, energy[0], memory.values, memory.keys))
         recursion = isinstance(attention, ForwardAttention)

@@ -7,12 +7,15 @@ Docs: https://tts-tuner.github.io/tts_tuner/model/encoder.html.md"""
 # %% ../../nbs/model/32_encoder.ipynb #518ef835
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.hparams import HParams
 from .layers import conv_block, length_mask, masked
+from .lstm_sequence import lstm_sequence
 
 # %% auto #0
 __all__ = ['turn_around', 'read_both_ways', 'Encoder']
@@ -32,10 +35,17 @@ def read_both_ways(
     lstm: nn.LSTM,  # bidirectional, one layer; only its weights are used
     x: Tensor,  # [B, N, features]
     lengths: Tensor,  # [B], how much of each row is real, in any order
+    lean: bool = False,  # keep outputs only for the way back, on a CPU
 ) -> Tensor:  # [B, N, 2 * hidden], zero behind each row's end
     "A bidirectional LSTM over rows of different length"
     zeros = x.new_zeros(1, len(x), lstm.hidden_size)
-    run = lambda rows, *weights: torch.lstm(rows, [zeros, zeros], list(weights), True, 1, 0.0, lstm.training, False, True)[0]
+
+    def run(rows: Tensor, *weights: Any) -> Tensor:
+        w_input, w_state, *biases = weights
+        if lean and x.device.type == 'cpu':
+            return lstm_sequence(rows.transpose(0, 1), w_input, w_state, biases[0] + biases[1], recompute=True).transpose(0, 1)
+        return torch.lstm(rows, [zeros, zeros], list(weights), True, 1, 0.0, lstm.training, False, True)[0]
+
     ahead = run(x, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0)
     weights = lstm.weight_ih_l0_reverse, lstm.weight_hh_l0_reverse, lstm.bias_ih_l0_reverse, lstm.bias_hh_l0_reverse
     back = turn_around(run(turn_around(x, lengths), *weights), lengths)
@@ -48,6 +58,7 @@ class Encoder(nn.Module):
     def __init__(self, hp: HParams) -> None:
         super().__init__()
         self.dropout, width = hp.encoder_dropout, hp.encoder_embedding_dim
+        self.lean = hp.gradient_checkpointing or hp.decoder_path == 'lean'
         sizes = (hp.symbols_embedding_dim, *[width] * hp.encoder_n_convolutions)
         self.convolutions = nn.ModuleList(conv_block(a, b, hp.encoder_kernel_size, 'relu') for a, b in zip(sizes, sizes[1:]))
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
@@ -60,4 +71,4 @@ class Encoder(nn.Module):
     ) -> Tensor:  # [B, N, encoder_embedding_dim], zero behind each row's end
         mask = length_mask(lengths, x.shape[2]) if mask_padding else None
         for block in self.convolutions: x = F.dropout(F.relu(block(masked(x, mask))), self.dropout, self.training)
-        return read_both_ways(self.lstm, x.transpose(1, 2), lengths)
+        return read_both_ways(self.lstm, x.transpose(1, 2), lengths, self.lean and self.training)

@@ -271,7 +271,7 @@ class LSTMSequence(torch.autograd.Function):
                 cell.leave(start, stop)
         return cell.d_x, *cell.d_w.back(ctx.turn), None, None, None, None, None
 
-# %% ../../nbs/model/32a_lstm_sequence.ipynb #1c7b8a14
+# %% ../../nbs/model/32a_lstm_sequence.ipynb #488bee05
 def in_full(x: Tensor) -> Tensor:
     "At least 32 bits"
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -290,4 +290,4 @@ def lstm_sequence(
     "An LSTM over a whole sequence, from a state of zeros, with dropout on its state"
     dtype = product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        return LSTMSequence.apply(*(in_full(part) for part in (x, w_input, w_state, bias)), turn, keep, scale, recompute, dtype)
+        return LSTMSequence.apply(*(in_full(part) for part in (x.contiguous(), w_input, w_state, bias)), turn, keep, scale, recompute, dtype)
