@@ -205,12 +205,12 @@ def _own_hparams(run_dir: Path) -> dict[str, Any] | None:
     return dict(yaml.safe_load(path.read_text(encoding='utf-8'))) if path.is_file() else None
 
 
-def _without(words: Sequence[str], option: str) -> list[str]:
-    "A command line without an option that takes a value"
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    "A command line without some options that take a value"
     out, rest = [], iter(words)
     for word in rest:
-        if word == option: next(rest, None)
-        elif not word.startswith(f'{option}='): out.append(word)
+        if word in options: next(rest, None)
+        elif word.partition('=')[0] not in options: out.append(word)
     return out
 
 
@@ -218,7 +218,7 @@ def _without(words: Sequence[str], option: str) -> list[str]:
        'tts-tune train --corpus data/demo --run-dir runs/by_hand --resume', 'tts-tune train --help-hparams',
        'tts-tune train --ranks 2 --corpus data/demo --run-dir runs/pair',
        'torchrun --nproc-per-node 2 -m tts_tuner.cli train --corpus data/demo --run-dir runs/pair',
-       'torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr host0 --master-port 29500 -m tts_tuner.cli train ...')
+       'tts-tune train --ranks 8 --nodes 2 --node-rank 1 --master host0:29500 --corpus data/demo --run-dir runs/sixteen')
 def train(
     corpus: Annotated[Path, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/.')],
     run_dir: Annotated[Path, typer.Option('--run-dir', help='Folder of this run: checkpoints, metrics, samples.')],
@@ -233,17 +233,21 @@ def train(
     warm_start: Annotated[Path | None, typer.Option(help='Checkpoint to start from, ours or a published Tacotron 2, of the same architecture.')] = None,
     fresh_if_different: Annotated[bool, typer.Option('--fresh-if-different', help='... and where it is not, start from nothing and say so.')] = False,
     cache_dir: Annotated[Path, typer.Option(help='Folder of the feature cache.')] = Path('data/cache'),
-    ranks: Annotated[int, typer.Option(min=1, help='Processes of this machine that train together, one a GPU; on several machines use torchrun.')] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help='Processes of this machine that train together, one a GPU.')] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help='Machines, each with as many; the command is given on every one.')] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help='Number of this machine; 0 is the one that writes.')] = 0,
+    master: Annotated[str, typer.Option(help='Machine 0 and a free port there: host0:29500.')] = '',
     join_timeout: Annotated[float, typer.Option(min=1, help='Seconds until all of them must have found each other.')] = 60.0,
     help_hparams: Annotated[bool, typer.Option('--help-hparams', is_eager=True, callback=_print_hparams, help='List every hyper-parameter and leave.')] = False,
 ) -> None:
     "Train one model. Ctrl-C stops it with a checkpoint."
     if tracking not in ('none', 'mlflow'): raise UserError(f'--tracking is none or mlflow, not "{tracking}".')
-    if ranks > 1:
+    if ranks * nodes > 1:
         if 'WORLD_SIZE' in os.environ: raise UserError('--ranks starts the ranks of a run, and torchrun has done so already; leave one of the two out.')
         from tts_tuner.training.joining import launch
 
-        raise SystemExit(launch(ranks, [sys.executable, '-m', 'tts_tuner.cli', *_without(_typed, '--ranks')]))
+        mine = _without(_typed, '--ranks', '--nodes', '--node-rank', '--master')
+        raise SystemExit(launch(ranks, [sys.executable, '-m', 'tts_tuner.cli', *mine], nodes, node_rank, master))
     from tts_tuner.config.hparams import create_hparams, parse_overrides
 
     known = _own_hparams(run_dir) if resume and preset is None else None

@@ -29,7 +29,7 @@ from ..config.errors import TTSTunerError, UserError
 from .distributed import PATIENCE, WAITING, Ranks, Seat, choose_device, disagreement, gloo
 
 # %% auto #0
-__all__ = ['find_seat', 'advice', 'reach', 'join', 'launch']
+__all__ = ['find_seat', 'advice', 'reach', 'join', 'variables', 'launch']
 
 # %% ../../nbs/training/54d_joining.ipynb #de8c7ac6
 def find_seat(
@@ -47,7 +47,7 @@ def find_seat(
     return Seat(rank, world, local, locals_, env['MASTER_ADDR'], port, env.get('TORCHELASTIC_USE_AGENT_STORE') == 'True',
                  f'{env.get("TORCHELASTIC_RUN_ID", "")}/{env.get("TORCHELASTIC_RESTART_COUNT", "0")}')
 
-# %% ../../nbs/training/54d_joining.ipynb #d0b1e176
+# %% ../../nbs/training/54d_joining.ipynb #406aec94
 def advice(
     seat: Seat,
     backend: str,  # gloo or nccl
@@ -57,7 +57,7 @@ def advice(
     interface = 'GLOO_SOCKET_IFNAME' + (' and NCCL_SOCKET_IFNAME' if backend == 'nccl' else '')
     return TTSTunerError(
         f'{seat} could not join the others: {what}. Check that MASTER_ADDR={seat.address} is the machine of rank 0, that MASTER_PORT={seat.port} can be '
-        f'reached there through the firewall and is used by no other run, that all {seat.world} ranks were started (--nnodes times --nproc-per-node), '
+        f'reached there through the firewall and is used by no other run, that all {seat.world} ranks were started (machines times ranks on each), '
         f'and, where machines have several networks, that the one they share is set with {interface}'
         + ('; device=cpu goes without NCCL.' if backend == 'nccl' else '.'))
 
@@ -153,17 +153,35 @@ def join(
     if backend == 'nccl': torch.cuda.set_device(torch.device(name))
     return found[0]
 
-# %% ../../nbs/training/54d_joining.ipynb #4330690e
+# %% ../../nbs/training/54d_joining.ipynb #c7db34b9
+def variables(
+    ranks: int,  # processes on this machine
+    nodes: int,  # machines
+    node: int,  # number of this one, from 0
+    master: str,  # host:port of rank 0
+) -> list[dict[str, str]]:  # one a process, as `find_seat` reads them
+    "Environment variables of the ranks of a machine; UserError when the numbers do not fit"
+    host, _, port = master.rpartition(':')
+    if not host or not port.isdigit(): raise UserError(f'--master is the machine of rank 0 and a free port there, as in host0:29500, not "{master}".')
+    if not 0 <= node < nodes: raise UserError(f'--node-rank={node} is not between 0 and --nodes - 1 = {nodes - 1}.')
+    shared = dict(WORLD_SIZE=str(nodes * ranks), LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR=host, MASTER_PORT=port)
+    return [dict(shared, RANK=str(node * ranks + r), LOCAL_RANK=str(r)) for r in range(ranks)]
+
+
 def launch(
     ranks: int,  # processes on this machine
     command: Sequence[str],  # what each of them runs
+    nodes: int = 1,  # machines
+    node: int = 0,  # number of this one, from 0
+    master: str = '',  # host:port of rank 0, where there are several machines
     grace: float = 30.0,  # seconds the others have when one rank has failed
 ) -> int:  # exit status: 0, or that of the first rank that failed
     "Run `command` in several processes that can `join`"
-    store = dist.TCPStore('127.0.0.1', 0, None, True, timedelta(seconds=60), wait_for_workers=False)
-    shared = dict(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True',
-                  OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // ranks)))
-    children = [subprocess.Popen(list(command), env={**os.environ, **shared, 'RANK': str(r), 'LOCAL_RANK': str(r)}) for r in range(ranks)]
+    env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // ranks)), **os.environ}
+    if nodes == 1:  # the meeting place is here, and stays until the last rank has ended
+        store = dist.TCPStore('127.0.0.1', 0, None, True, timedelta(seconds=60), wait_for_workers=False)
+        env['TORCHELASTIC_USE_AGENT_STORE'], master = 'True', f'127.0.0.1:{store.port}'
+    children = [subprocess.Popen(list(command), env={**env, **own}) for own in variables(ranks, nodes, node, master)]
 
     def pass_on(number: int, frame: Any = None) -> None:
         for child in children: child.send_signal(number)
