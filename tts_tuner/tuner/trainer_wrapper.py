@@ -8,6 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/trainer_wrapper.html.md"""
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -23,8 +24,8 @@ from ..config.hparams import format_overrides
 from .trials import has_checkpoint, read_status
 
 # %% auto #0
-__all__ = ['TRAINER', 'TrainerJob', 'train_command', 'count_gpus', 'count_cores', 'worker_environments', 'find_trainer',
-           'TrainerProcess', 'stop_trainers', 'Ending', 'log_tail', 'ending_of']
+__all__ = ['TRAINER', 'TrainerJob', 'train_command', 'count_gpus', 'cpu_quota', 'count_cores', 'worker_environments',
+           'find_trainer', 'TrainerProcess', 'stop_trainers', 'Ending', 'log_tail', 'ending_of']
 
 # %% ../../nbs/tuner/63_trainer_wrapper.ipynb #50e932e3
 TRAINER: tuple[str, ...] = (sys.executable, '-m', 'tts_tuner.cli', 'train')
@@ -62,9 +63,34 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def _quota_of(folder: Path) -> float:
+    "Cores' worth of time that one control group allows; infinite where it sets no limit"
+    for names in (('cpu.max',), ('cpu.cfs_quota_us', 'cpu.cfs_period_us')):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            quota, period = ' '.join((folder / name).read_text() for name in names).split()
+            return int(quota) / int(period) if quota.isdigit() else math.inf
+    return math.inf
+
+
+def cpu_quota(
+    root: str | Path = '/',  # where proc and sys are
+) -> float:  # infinite where there is no limit
+    "Cores' worth of time that the control groups of this process allow"
+    groups, own = Path(root) / 'sys/fs/cgroup', Path(root) / 'proc/self/cgroup'
+    found = math.inf
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, kinds, place = line.split(':', 2)
+        if kinds and 'cpu' not in kinds.split(','): continue
+        base = groups / 'cpu' if kinds else groups
+        folder = base / place.lstrip('/')
+        found = min([found, *(_quota_of(f) for f in (folder, *folder.parents) if f.is_relative_to(base))])
+    return found
+
+
 def count_cores() -> int:
-    "Cores this process may run on"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    "Cores this process may run on, no more than it is given time of"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, int(min(cores, cpu_quota())))
 
 
 def worker_environments(
