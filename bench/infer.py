@@ -1,6 +1,6 @@
 """Speaking beside the public reference: same weights, same text, same dropout of the prenet, one process, turn by turn.
 
-    python bench/infer.py --reference tacotron2            full size, 110 symbols, batches of 1, 4 and 8, one thread (about 2 minutes)
+    python bench/infer.py --reference tacotron2            full size, 110 symbols, batches of 1, 4 and 8, one thread (about 4 minutes)
     python bench/infer.py --reference tacotron2 --quick    a small model and few frames, to see that it runs
 
 Figures are milliseconds of processor time of this process for a decoder frame of one utterance, the best of the repeats. The
@@ -99,7 +99,7 @@ def decoders(ours: Tacotron2, hp: HParams, memory: Tensor, rows: int) -> dict[st
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reference.add_argument(ap)
-    ap.add_argument('--frames', type=int, default=200, help='decoder frames of each run')
+    ap.add_argument('--frames', type=int, default=600, help='decoder frames of each run; 110 symbols take about 600')
     ap.add_argument('--batches', type=int, nargs='+', default=[1, 4, 8])
     ap.add_argument('--repeats', type=int, default=5)
     ap.add_argument('--quick', action='store_true', help='a small model, few frames; nothing is written')
@@ -130,7 +130,7 @@ def main() -> None:
             metrics.update({f'{name}: ms a frame': 1e3 * each, f'{name}: times as fast': base / each, f'{name}: real-time factor': each / hop})
             print(f'{name:24s}{1e3 * each:12.3f}{base / each:16.2f}{each / hop:18.3f}', flush=True)
     print()
-    metrics.update(whole(theirs, ours, text, 3 * frames, repeats))
+    metrics.update(whole(theirs, ours, text, frames, repeats))
     if not a.quick: results.save('infer', {k: float(f'{v:.4g}') for k, v in metrics.items()})
 
 

@@ -8,12 +8,14 @@ Docs: https://tts-tuner.github.io/tts_tuner/model/int8.html.md"""
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['has_int8', 'to_bytes', 'Int8Product']
+__all__ = ['has_int8', 'to_bytes', 'one_row', 'Int8Product']
 
 # %% ../../nbs/model/29b_int8.ipynb #c3777469
 @functools.cache
@@ -34,6 +36,20 @@ def to_bytes(
     return torch.round(weight / scales).to(torch.int8), scales
 
 # %% ../../nbs/model/29b_int8.ipynb #b0e6f49c
+def one_row(
+    columns: Tensor,  # [K, N] int8
+    scales: Tensor,  # [N]
+) -> Callable[[Tensor], Tensor] | None:  # x [1, K] to [1, N]; None where this torch has no such thing
+    "Product of a single row that is rounded on the way"
+    ops = torch.ops.quantized
+    if not (hasattr(ops, 'linear_prepack') and hasattr(ops, 'linear_dynamic') and hasattr(torch, '_make_per_channel_quantized_tensor')): return None
+    points = torch.zeros(len(scales), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # that such tensors will go; when they have gone there is None to return
+        packed = ops.linear_prepack(torch._make_per_channel_quantized_tensor(columns.T.contiguous(), scales.double(), points, 0), None)
+    return lambda x: ops.linear_dynamic(x, packed, False)
+
+
 class Int8Product:
     "Product with one matrix of bytes, laid out once and used at every step"
 
@@ -46,6 +62,8 @@ class Int8Product:
     ) -> None:
         K, N = weight.shape
         columns, self.scales = to_bytes(weight)
+        self.single = one_row(columns, self.scales) if rows == 1 else None
+        if self.single is not None: return
         self.packed = torch.ops.onednn.qlinear_prepack(columns.T.contiguous(), [rows, K])
         self.no_points = torch.zeros(N, dtype=torch.int32)
         self.scaled, self.bytes = weight.new_empty(rows, K), torch.empty(rows, K, dtype=torch.uint8)
@@ -57,6 +75,7 @@ class Int8Product:
         out: Tensor,  # [rows, N], written; may be `base`
     ) -> Tensor:  # out
         "base + x @ weight, both rounded to bytes"
+        if self.single is not None: return torch.add(base, self.single(x), out=out)
         step = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True).clamp_min_(1e-12).div_(127)
         torch.div(x, step, out=self.scaled).add_(self.ZERO + 0.5)  # cutting off what follows the point rounds
         self.bytes.copy_(self.scaled)
