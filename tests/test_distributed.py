@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_corpus import TINY, make_tiny_corpus
 
+from tts_tuner.cli import main
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.hparams import create_hparams, format_overrides
 from tts_tuner.data.loader import Batch
@@ -262,3 +263,12 @@ def test_a_signal_to_torchrun_leaves_one_good_checkpoint(tiny, tmp_path):
     status = json.loads((run_dir / 'status.json').read_text())
     assert (status['state'], status['reason']) == ('stopped', 'SIGINT received')
     assert load_checkpoint(run_dir / 'checkpoints' / 'last.pt')['step'] == status['step'] == read_metrics(run_dir / 'metrics.jsonl')[-1]['step'] > 3
+
+
+@pytest.mark.parametrize('more,env,words', [(['--nodes', '2'], {}, '--master is the machine of rank 0'), (['--ranks', '2'], dict(WORLD_SIZE='2'), 'torchrun has done so already'),
+                                            (['--nodes', '2', '--node-rank', '2', '--master', 'a:1'], {}, '--node-rank=2 is not between 0 and')])
+def test_mistakes_in_starting_ranks_are_named(monkeypatch, capsys, more, env, words):
+    for k, v in env.items(): monkeypatch.setenv(k, v)
+    with pytest.raises(SystemExit) as e: main(['train', '--corpus', 'c', '--run-dir', 'r', *more])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and words in err and err.count('\n') == 1

@@ -64,7 +64,7 @@ class Resumable:
         self.learner = Learner(hp, self.device, self.group)
         self.train_clips, self.valid_clips = split(features, hp)
         self.stream = open_stream(TTSDataset(features, self.train_clips, hp), hp, self.group.rank, self.group.world, self.device)
-        if self.group.first: folder.say(f'{self.stream.cost}.')
+        folder.say(f'{self.stream.cost}.')
         if self.group.first:  # the others never validate
             free = list(self.valid_clips)[-hp.n_free_running:]
             anchor = anchors(features, self.train_clips, free, hp, cache_dir or folder.path, say=folder.say)

@@ -239,6 +239,7 @@ class _Run:
     def failed(self, error: BaseException, hp: HParams) -> BaseException:
         "Write down what ended the run, for those who watch; the error to raise"
         folder, trainer = self.folder, self.trainer
+        if trainer: trainer.stream.close()
         if trainer and (failure := trainer.saver.settle()) and failure is not error: folder.say(f'The last checkpoint was not written: {failure}')
         if isinstance(error, NonFinite) and self.group.first:
             write_atomic(folder.path / 'failure.json', json.dumps(error.report.to_dict()))
@@ -254,6 +255,7 @@ class _Run:
 
     def ended(self, trainer: Trainer, state: str) -> dict[str, Any]:
         "Write down that the run ended as it should; what `run_training` returns"
+        trainer.stream.close()
         if self.sinks: self.sinks.close(state)
         found = self.folder.status(state, trainer.step, f'{trainer.asked} received' if state == 'stopped' else '')
         self.folder.say({'finished': f'finished after {trainer.step} steps', 'paused': f'paused at step {trainer.step}, go on with --resume',
