@@ -85,7 +85,7 @@ class LocationBlocks:
             pairs.append((target, parts[..., first : first + n].transpose(1, 2)))
         return pairs
 
-# %% ../../nbs/model/32b_attention_sequence.ipynb #2a0aed0a
+# %% ../../nbs/model/32b_attention_sequence.ipynb #6096de1d
 class AttentionWeights(NamedTuple):
     "The weights attention has of its own"
     query: Tensor  # W_q [A, H]
@@ -131,6 +131,7 @@ class AttendForward:
         self.query, self.w_query = self.mixed[:, filters], w.query.T.contiguous()
         self.z, self.e, self.reach, self.total = new(B, N, A), new(B, N), new(B, N), new(B, 1)
         self.far = torch.zeros_like(self.e).masked_fill_(~scene.mask, LocationSensitiveAttention.IMPOSSIBLE).flatten()
+        self.flat_z, self.flat_e = self.z.flatten(0, 1), self.e.flatten()
         self.leak = scene.leak()
         self.weights = new(steps, B, N)
         self.soft = new(steps, B, N) if scene.recursion else self.weights
@@ -140,7 +141,7 @@ class AttendForward:
         self,
         t: int,
         h: Tensor,  # [B, H], the attention LSTM's output
-        context: Tensor,  # [B, E], written
+        context: Tensor,  # [B, 1, E], written
     ) -> None:
         "One step: alpha_t and c_t"
         a, row, s = self.rows[t]
@@ -148,12 +149,12 @@ class AttendForward:
         if self.blocks.blocks > 1: self.seen.view_as(self.cut).copy_(self.cut)
         torch.addmm(self.ones, self.seen, self.matrix, out=self.features)
         torch.baddbmm(self.scene.keys, self.by_place, self.mixed, out=self.z).tanh_()
-        torch.addmv(self.far, self.z.view(len(self.far), -1), self.w.energy, out=self.e.view(-1))
+        torch.addmv(self.far, self.flat_z, self.w.energy, out=self.flat_e)
         torch.softmax(self.e, 1, out=s)
         if self.scene.recursion: self.choose(s, a)
         self.last.copy_(a)
         self.heard.add_(a)
-        context.copy_(torch.bmm(row, self.scene.values)[:, 0])
+        context.copy_(torch.bmm(row, self.scene.values))
 
     def choose(self, s: Tensor, a: Tensor) -> None:
         "The forward recursion: among what is in reach of the last weights"
@@ -161,7 +162,7 @@ class AttendForward:
         w = torch.addcmul(self.leak, self.reach, s, out=self.reach)
         torch.div(w, torch.sum(w, 1, keepdim=True, out=self.total), out=a)
 
-# %% ../../nbs/model/32b_attention_sequence.ipynb #9ecebe48
+# %% ../../nbs/model/32b_attention_sequence.ipynb #4203e145
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 softmax_backward = torch.ops.aten._softmax_backward_data.out
 
@@ -180,7 +181,10 @@ class AttendBackward:
         self.matrix, self.ones = blocks.with_ones()
         self.transposed = blocks.matrix.flatten(0, 1).flatten(1).T.contiguous()
         self.mixed = torch.cat([w.dense.T.expand(B, filters, A), new(B, 1, A)], 1)
-        self.z, self.d_z, self.d_a, self.d_s, self.d_e = new(B, N, A), new(B, N, A), new(B, N, 1), new(B, N), new(B, N)
+        self.query = self.mixed[:, filters]
+        self.z, self.d_z, self.d_a, self.d_s, self.d_e = new(B, N, A), new(B, N, A), new(B, N), new(B, N), new(B, N)
+        self.z_turned, self.d_z_flat, self.d_a_column = self.z.flatten(0, 1).T, self.d_z.flatten(0, 1), self.d_a.unsqueeze(2)
+        self.d_e_flat, self.d_e_column = self.d_e.flatten(), self.d_e.unsqueeze(2)
         reach = scene.keys.new_zeros(B, N + 2)
         self.d_reach = [reach[:, n : n + N] for n in range(3)]
         past = blocks.history()
@@ -204,8 +208,10 @@ class AttendBackward:
         features = torch.addmm(self.ones, self.seen, self.matrix).view(n, B, blocks.places, filters + 1)[:, :, :N]
         queries = (self.hidden @ self.w.query.T).view(n, B, A)
         self.d_mixed, self.d_features = queries.new_empty(n, B, filters + 1, A), queries.new_zeros(n, B, blocks.places, filters)
-        by_block = self.d_features.view(n, B * blocks.blocks, -1)
-        self.rows = list(zip(*(x.unbind(0) for x in (features, features.transpose(2, 3), queries, self.d_mixed, self.d_features[:, :, :N], by_block))))
+        d_mixed, by_block, by_place = self.d_mixed, self.d_features.view(n, len(self.d_seen), -1), self.d_features[:, :, :N]
+        if blocks.blocks == 1: by_place = by_place.flatten(1, 2)
+        steps = features, features.transpose(2, 3), queries, d_mixed, d_mixed[:, :, filters], by_place, by_block
+        self.rows = list(zip(*(x.unbind(0) for x in steps)))
         soft, weights = self.soft[start:stop], self.weights[start:stop]
         if not self.scene.recursion: self.factors = list(zip(soft.unbind(0)))
         else:
@@ -216,38 +222,38 @@ class AttendBackward:
     def step(
         self,
         j: int,  # step of the chunk
-        d_context: Tensor,  # [B, E]
+        d_context: Tensor,  # [B, E, 1]
         d_weights: Tensor | None,  # [B, N], from the loss
         first: bool,  # nothing comes before
     ) -> Tensor:  # [B, A], gradient of the query
         "One step back"
-        features, turned, query, d_mixed, d_features, by_block = self.rows[j]
-        d_a = torch.add(self.d_last, self.d_heard, out=self.d_a[..., 0])
+        features, turned, query, d_mixed, d_query, d_features, by_block = self.rows[j]
+        d_a = torch.add(self.d_last, self.d_heard, out=self.d_a)
         if d_weights is not None: d_a.add_(d_weights)
-        self.d_a.baddbmm_(self.scene.values, d_context.unsqueeze(2))
+        self.d_a_column.baddbmm_(self.scene.values, d_context)
         if self.scene.recursion: d_a = self.unchoose(self.factors[j])
-        d_e = softmax_backward(d_a, self.factors[j][0], 1, d_a.dtype, grad_input=self.d_e)
-        self.mixed[:, -1].copy_(query)
+        softmax_backward(d_a, self.factors[j][0], 1, d_a.dtype, grad_input=self.d_e)
+        self.query.copy_(query)
         z, d_z = torch.baddbmm(self.scene.keys, features, self.mixed, out=self.z).tanh_(), self.d_z
-        self.d_w.energy.addmv_(z.flatten(0, 1).T, d_e.flatten())
-        tanh_backward(torch.mul(d_e.unsqueeze(2), self.w.energy, out=d_z), z, grad_input=d_z)
+        self.d_w.energy.addmv_(self.z_turned, self.d_e_flat)
+        tanh_backward(torch.mul(self.d_e_column, self.w.energy, out=d_z), z, grad_input=d_z)
         self.d_keys.add_(d_z)
         torch.bmm(turned, d_z, out=d_mixed)
-        if not first: self.remember(torch.mm(d_z.flatten(0, 1), self.w.dense), d_features, by_block)
-        else: d_features.copy_((d_z.flatten(0, 1) @ self.w.dense).view_as(d_features))
-        return d_mixed[:, -1]
+        if self.blocks.blocks == 1: torch.mm(self.d_z_flat, self.w.dense, out=d_features)
+        else: d_features.copy_(torch.mm(self.d_z_flat, self.w.dense).view_as(d_features))
+        if not first: self.remember(by_block)
+        return d_query
 
     def unchoose(self, factors: tuple[Tensor, ...]) -> Tensor:
         "Through the forward recursion; the last two factors are divided by W"
         _, a, reach, soft = factors
-        d_w = self.d_a[..., 0].sub_(torch.bmm(a, self.d_a)[:, 0])
+        d_w = self.d_a_column.sub_(torch.bmm(a, self.d_a_column)).squeeze(2)
         torch.mul(d_w, soft, out=self.d_reach[0])
         return torch.mul(d_w, reach, out=self.d_s)
 
-    def remember(self, flat: Tensor, d_features: Tensor, by_block: Tensor) -> None:
+    def remember(self, d_features: Tensor) -> None:
         "Gradient of the weights before this step, through features and reach"
-        d_features.copy_(flat.view_as(d_features))
-        torch.mm(by_block, self.transposed, out=self.d_seen)
+        torch.mm(d_features, self.transposed, out=self.d_seen)
         if self.scene.recursion: torch.add(self.d_reach[0], self.d_reach[1], out=self.d_last).add_(self.d_reach[2], alpha=0.5)
         else: self.d_last.zero_()
         for total, part in self.overlaps: total.add_(part)
@@ -268,7 +274,7 @@ class AttendBackward:
         kernel = self.blocks.diagonals(self.d_matrix).sum(2).permute(2, 0, 1)
         return self.d_w.query, kernel, self.d_w.dense, self.d_w.energy, self.d_values, self.d_keys
 
-# %% ../../nbs/model/32b_attention_sequence.ipynb #bc78ad22
+# %% ../../nbs/model/32b_attention_sequence.ipynb #9cf0b3dc
 class AttentionSequence(torch.autograd.Function):
     "Attention LSTM and attention over a sequence; `attention_sequence` is the way to call it"
 
@@ -281,7 +287,7 @@ class AttentionSequence(torch.autograd.Function):
         E, H = scene.values.shape[2], len(gates.bias) // 4
         cell, attend = CellForward(p, gates, keep, scale, recompute, dtype), AttendForward(w, scene, S)
         states = p.new_zeros(S + 1, B, E + H)
-        rows = list(zip(states.unbind(0), states[1:, :, :E].unbind(0), states[1:, :, E:].unbind(0)))
+        rows = list(zip(states.unbind(0), states[1:, :, None, :E].unbind(0), states[1:, :, E:].unbind(0)))
         for start in range(0, S, CHUNK):
             stop = min(start + CHUNK, S)
             cell.enter(start, stop)
@@ -313,7 +319,7 @@ class AttentionSequence(torch.autograd.Function):
                 attend.enter(start, stop, states[start + 1 : stop + 1, :, E:])
                 d_rows = states.new_empty(stop - start + 1, B, width)  # gradient of the states from before the chunk's first step
                 d_rows[-1] = last
-                d_state, d_context, d_h = d_rows.unbind(0), d_rows[1:, :, :E].unbind(0), d_rows[1:, :, E:].unbind(0)
+                d_state, d_context, d_h = d_rows.unbind(0), d_rows[1:, :, :E, None].unbind(0), d_rows[1:, :, E:].unbind(0)
                 for t in reversed(range(start, stop)):
                     j = t - start
                     d_query = attend.step(j, d_context[j], from_loss[t], t == 0)

@@ -172,7 +172,7 @@ def cells_again(
     for last, c, forget in zip(cells.unbind(0), cells[1:].unbind(0), f.unbind(0)): c.addcmul_(forget, last)
     return cells
 
-# %% ../../nbs/model/32a_lstm_sequence.ipynb #b163db5d
+# %% ../../nbs/model/32a_lstm_sequence.ipynb #1c905db1
 class CellBackward:
     "Gradients of an LSTM over a sequence, from the last step to the first"
 
@@ -189,6 +189,7 @@ class CellBackward:
         self.x, self.states, self.w, self.keep, self.scale, self.dtype = x, states, w, keep, scale, dtype
         self.gates, self.cells = kept
         self.d_c = x.new_zeros(x.shape[1], len(w.bias) // 4)
+        self.d_c3 = self.d_c[:, None]
         self.d_x, self.d_w = torch.empty_like(x), GateWeights(*(torch.zeros_like(p) for p in w))
         self.product = StepProduct(w.state, x.shape[1], dtype)
 
@@ -212,7 +213,7 @@ class CellBackward:
         d_gates, d_o, d_ifg, u, f = self.rows[j]
         self.d_c.addcmul_(d_h, u)
         d_o.mul_(d_h)
-        d_ifg.mul_(self.d_c[:, None])
+        d_ifg.mul_(self.d_c3)
         self.d_c.mul_(f)
         return d_gates
 
