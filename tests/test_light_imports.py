@@ -41,7 +41,7 @@ print('learned')
 '''
 
 CORE = ['config.errors', 'config.hparams', 'config.files', 'config.contracts', 'model.layers', 'model.attention', 'model.encoder', 'model.decoder',
-    'model.tacotron2', 'model.losses', 'training.checkpoint', 'training.guard', 'training.evaluate', 'training.trainer']
+    'model.tacotron2', 'model.losses', 'model.int8', 'model.speaking', 'training.checkpoint', 'training.guard', 'training.evaluate', 'training.trainer']
 
 
 def bare(code): return subprocess.run([sys.executable, '-c', BLOCK + code], capture_output=True, text=True, timeout=120)

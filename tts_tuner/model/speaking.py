@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config.errors import UserError, nearest
 from ..config.hparams import HParams
-from .attention import Attended, Attention, LocationSensitiveAttention, Memory
+from .attention import Attended, Attention, ForwardAttention, LocationSensitiveAttention, Memory
 from .attention_family import when_speaking
 from .decoder import Decoder
 from .int8 import Int8Product, has_int8
@@ -165,7 +165,8 @@ class LocationLooking(Looking):
 
     attention: LocationSensitiveAttention
 
-    def __init__(self, attention: LocationSensitiveAttention, memory: Memory) -> None:
+    def __init__(self, attention: Attention, memory: Memory) -> None:
+        assert isinstance(attention, LocationSensitiveAttention)
         super().__init__(attention, memory)
         (B, N, width), size = memory.keys.shape, attention.kernel_size
         half, long = (size - 1) // 2, N + 2 * ((size - 1) // 2)
@@ -338,8 +339,9 @@ class StepwiseDecoder:
         decoder, every = self.decoder, self.gate_every or (1 if values.device.type == 'cpu' else 16)
         memory = when_speaking(decoder.attention_layer.prepare(values.to(w.bias.dtype), mask), self.hp)
         attention, width = decoder.attention_layer, 4 * decoder.decoder_rnn.hidden_size
-        look = LocationLooking(attention, memory) if isinstance(attention, LocationSensitiveAttention) else Looking(attention, memory)
-        context = ContextPart(w, memory, isinstance(look, LocationLooking))
+        in_place = type(attention) in (LocationSensitiveAttention, ForwardAttention)  # a subclass may compute something else
+        look = LocationLooking(attention, memory) if in_place else Looking(attention, memory)
+        context = ContextPart(w, memory, in_place)
         gates = w.bias[:, :w.gates].repeat(len(values), 1)
         d_gates, a_gates = gates[:, :width], gates[:, width:]
         d = LSTMState(d_gates, self._noise(self.hp.dropout_decoder, d_gates[:, :width // 4]))
