@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import tiny_hparams
 
 from tts_tuner.config.errors import UserError
 from tts_tuner.config.hparams import create_hparams
@@ -16,6 +17,7 @@ from tts_tuner.model.attention_sequence import attention_sequence
 from tts_tuner.model.layers import length_mask
 from tts_tuner.model.lstm_sequence import lstm_sequence
 from tts_tuner.model.operations import Sizes, deviation, tolerance
+from tts_tuner.model.tacotron2 import Tacotron2
 
 TINY = 'attention_rnn_dim=20,encoder_embedding_dim=16,attention_dim=12,attention_location_kernel_size=5'
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')
@@ -144,6 +146,28 @@ def test_lack_of_memory_and_mistakes_are_handed_on(pretend):
         pretend.setattr(graphs, 'make_chunk', make)
         with pytest.raises(type(error)): graphs.attention_sequence(cell, attention, p, attention.prepare(values, mask))
     assert not graphs._WITHDRAWN
+
+
+@pytest.mark.parametrize('attention, autocast', [('location', False), ('forward', True), ('stepwise', False)])
+def test_the_decoder_takes_recorded_chunks_by_itself(pretend, attention, autocast):
+    "The whole model, with dropout in both LSTMs: outputs and gradients of the fast path without chunks"
+    pretend.setitem(graphs._WITHDRAWN, 'kernels', 'not here')
+    settings = dict(attention=attention, attention_dropout=0.1, dropout_decoder=0.1, gradient_checkpointing=True, n_symbols=12)
+    model = Tacotron2(tiny_hparams(**settings)).train()
+    n, m = torch.tensor([9, 6, 4]), torch.tensor([40, 28, 12])
+    text, mel = torch.randint(2, 12, (3, 9)), torch.randn(3, 20, 40)
+
+    def trained(path):
+        torch.manual_seed(5)
+        model.zero_grad()
+        model.decoder.path = path
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast): out = model(text, n, mel, m)
+        (out.mel_postnet.float().square().mean() + out.alignments.float().square().sum() + out.mel.float().sum() * 1e-3).backward()
+        return out.mel.float(), out.alignments.float(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    ours = trained('auto')
+    assert {shape.kind for _, shape in graphs._CHUNKS} == ({'lstm', attention} - {'stepwise'})
+    pretend.setattr(graphs, 'chosen_way', lambda device, low: 'eager')
+    assert apart(ours, trained('fast')) < (0.1 if autocast else 1e-4)
 
 
 def test_the_oldest_chunks_are_let_go(pretend):

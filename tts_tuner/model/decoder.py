@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config.hparams import HParams
+from . import graphs
 from .attention import Attended, Memory
 from .attention_family import create_attention
 from .attention_sequence import attention_sequence, has_sequence
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
         "Teacher forcing: each step sees the true last frame; ValueError for a path there is not"
         if self.path not in PATHS: raise ValueError(f'There is no decoder path "{self.path}"; there are {", ".join(PATHS)}.')
         plain = self.path == 'plain'
-        lean = self.path == 'lean' or (self.path == 'auto' and self.checkpointing)
+        lean = self.path == 'lean' or (self.path == 'auto' and self.checkpointing and not graphs.at_work(values))
         memory = self.attention_layer.prepare(values, mask, compose=not plain)
         start, steps = self.start(memory), mel.shape[2] // self.r
         known = torch.cat([mel.new_zeros(1, len(mel), self.n_mels), mel.permute(2, 0, 1)[self.r - 1 :: self.r][:-1]])
@@ -133,7 +134,8 @@ class Decoder(nn.Module):
         (S, B, _), E, G = p.shape, memory.values.shape[2], self.decoder_rnn.hidden_size
         if has_sequence(self.attention_layer) and (a_noise is None or a_noise.only_a_mask):
             dropped = kept_by(a_noise, self.attention_dropout)
-            states, alignments = attention_sequence(self.attention_rnn, self.attention_layer, p, memory, *dropped, lean)
+            recorded = graphs.attention_sequence(self.attention_rnn, self.attention_layer, p, memory, *dropped) if not lean else None
+            states, alignments = recorded or attention_sequence(self.attention_rnn, self.attention_layer, p, memory, *dropped, lean)
         else: states, alignments = attention_loop(self.attention_rnn, self.attention_layer, p, state, memory, a_noise)
         d = decoder_sequence(self.decoder_rnn, states, E, d_noise, self.decoder_dropout, lean)
         layers = self.linear_projection.linear_layer, self.gate_layer.linear_layer
@@ -206,7 +208,10 @@ def decoder_sequence(
     feeds_back = noise is not None and noise.only_a_mask
     kept, kind = kept_by(noise, p) if feeds_back else (None, 1.0), states.device.type
     quick = kind == 'cuda' or (cell.hidden_size <= NARROW and not torch.is_autocast_enabled(kind))
-    if kept[0] is None and quick and not lean:
+    recorded = None
+    if not lean and graphs.at_work(states): recorded = graphs.lstm_sequence(states, cell.weight_ih.roll(context, 1), cell.weight_hh, bias, *kept)
+    if recorded is not None: d = recorded
+    elif kept[0] is None and quick and not lean:
         weights = [cell.weight_ih.roll(context, 1), cell.weight_hh, cell.bias_ih, cell.bias_hh]
         d = torch.lstm(states, [zeros[None], zeros[None]], weights, True, 1, 0.0, cell.training, False, False)[0]
     else: d = lstm_sequence(states, cell.weight_ih, cell.weight_hh, bias, *kept, lean, context)

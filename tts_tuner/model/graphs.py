@@ -24,7 +24,7 @@ from .operations import Carry, Fixed, Sizes, Twins, past_windows, text_blocks
 
 # %% auto #0
 __all__ = ['STEPS', 'WAYS', 'KEEP', 'Shape', 'LSTMChunk', 'AttentionChunk', 'Recorded', 'chosen_way', 'make_chunk', 'release',
-           'chunk_for', 'attention_shape', 'attention_sequence', 'lstm_sequence']
+           'chunk_for', 'at_work', 'attention_shape', 'attention_sequence', 'lstm_sequence']
 
 # %% ../../nbs/model/37_graphs.ipynb #d9cee78a
 STEPS = 32  # decoder steps of a chunk
@@ -378,7 +378,14 @@ def chunk_for(
         return chunk
     return None
 
-# %% ../../nbs/model/37_graphs.ipynb #e9d2b431
+# %% ../../nbs/model/37_graphs.ipynb #43366150
+def at_work(
+    like: Tensor,  # its device; its type, or that of autocast
+) -> bool:
+    "Do sequences of this kind run in recorded chunks?"
+    return chosen_way(like.device, _low(like)) != 'eager'
+
+
 def _up(n: int, to: int) -> int: return -(-n // to) * to
 
 
