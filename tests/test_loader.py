@@ -91,7 +91,7 @@ def test_a_clip_longer_than_the_budget_is_said_once_and_trained_on(cached, caplo
     dataset, hp = dataset_of(cached, n_validation=1, batch_frames=int(cached.n_frames[longest]) - 1)
     if longest not in dataset.indices: dataset = TTSDataset(cached, range(len(cached)), hp)
     with caplog.at_level(logging.WARNING): stream = BatchStream(dataset, hp)
-    assert len(caplog.records) == 1 and 'batches of their own' in caplog.text
+    assert len(caplog.records) == 1 and 'a batch of its own' in caplog.text
     assert cached.ids[longest] in [i for _ in range(len(stream)) for i in next(stream).ids]
 
 

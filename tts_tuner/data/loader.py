@@ -278,8 +278,8 @@ class BatchStream:
                 f'raise it to {self.world * max(padded)}, or start fewer.')
         over = sum(n > budget for n in padded)
         if over and not self.rank:
-            log.warning('Of %d clips %d would not fit into batch_frames=%d and are batches of their own; the longest has %d frames.',
-                len(padded), over, budget, max(padded))
+            log.warning('batch_frames=%d is less than %d of %d clips have, the longest %d; each of them makes a batch of its own.',
+                budget, over, len(padded), max(padded))
 
     def __len__(self) -> int: return len(self.order.plan(self.epoch))
 
