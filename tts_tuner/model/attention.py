@@ -7,6 +7,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/model/attention.html.md"""
 # %% ../../nbs/model/31_attention.ipynb #13929b79
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -90,9 +91,10 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     "What a decoder asks of any attention: `prepare` once, `start` once, then one call a step"
 
+    @abstractmethod
     def prepare(
         self,
         values: Tensor,  # [B, N, encoder_embedding_dim], the encoder's output
@@ -100,16 +102,15 @@ class Attention(nn.Module):
         compose: bool = True,  # one kernel where layers follow each other: the same numbers in fewer operations
     ) -> Memory:
         "What stays the same during an utterance"
-        raise NotImplementedError
 
     def start(self, memory: Memory) -> Attended:
         "Before the first step: nowhere, and nothing heard"
         nowhere = torch.zeros_like(memory.leak)
         return Attended(torch.zeros_like(memory.values[:, 0]), nowhere, nowhere)
 
+    @abstractmethod
     def weights(self, query: Tensor, last: Attended, memory: Memory) -> Tensor:
         "alpha_t [B, N], zero on padding, rows that sum to one"
-        raise NotImplementedError
 
     def forward(
         self,
