@@ -103,6 +103,7 @@ def main() -> None:
     ap.add_argument('--batches', type=int, nargs='+', default=[1, 4, 8])
     ap.add_argument('--repeats', type=int, default=5)
     ap.add_argument('--quick', action='store_true', help='a small model, few frames; nothing is written')
+    ap.add_argument('--dry', action='store_true', help='write nothing')
     a = ap.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -131,7 +132,7 @@ def main() -> None:
             print(f'{name:24s}{1e3 * each:12.3f}{base / each:16.2f}{each / hop:18.3f}', flush=True)
     print()
     metrics.update(whole(theirs, ours, text, frames, repeats))
-    if not a.quick: results.save('infer', {k: float(f'{v:.4g}') for k, v in metrics.items()})
+    if not (a.quick or a.dry): results.save('infer', {k: float(f'{v:.4g}') for k, v in metrics.items()})
 
 
 if __name__ == '__main__': main()
