@@ -70,7 +70,7 @@ WAITING = timedelta(hours=24)  # for work that one rank does while others wait
 class RanksLost(TTSTunerError):
     "Another rank ended or fell silent"
 
-
+# %% ../../nbs/training/54c_distributed.ipynb #bf0c46d8
 class Connections:
     "Lines between the ranks of a run; alone, nothing is sent"
 
@@ -242,7 +242,7 @@ def fingerprint(
         digest.update(f'{name} {sums};'.encode())
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/training/54c_distributed.ipynb #afcdbe67
 class Ranks(Exchange):
     "The ranks that train one model together; made by `join`, or alone, when all of this is free"
 

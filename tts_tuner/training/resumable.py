@@ -66,8 +66,7 @@ class Resumable:
         self.stream = open_stream(TTSDataset(features, self.train_clips, hp), hp, self.group.rank, self.group.world, self.device)
         folder.say(f'{self.stream.cost}.')
         if self.group.first:  # the others never validate
-            free = list(self.valid_clips)[-hp.n_free_running:]
-            anchor = anchors(features, self.train_clips, free, hp, cache_dir or folder.path, say=folder.say)
+            anchor = anchors(features, self.train_clips, list(self.valid_clips)[-hp.n_free_running:], hp, cache_dir or folder.path, say=folder.say)
             self.evaluator = Evaluator(features, self.valid_clips, hp, self.device, anchor=anchor)
         start_generators([], self.group.rank, hp.seed, 0)
         self.saver = Saver(CheckpointFolder(folder.checkpoints, hp.keep_checkpoints, hp.compress_checkpoints), hp.async_checkpoints)
@@ -99,12 +98,11 @@ class Resumable:
             self.best = float(state['best_score'][0]), float(state['best_score'][1])
         else: self.folder.say('The corpus has changed since the checkpoint; the order of clips and the search for the best start anew.')
         self.last_metrics = dict(state['metrics'])
-        saved = [state['rng'], *state.get('rng_of_others', [])]
+        saved, world = [state['rng'], *state.get('rng_of_others', [])], self.group.world
         start_generators(saved, self.group.rank, self.hp.seed, self.step)
-        if len(saved) != self.group.world:
-            self.folder.say(f'The checkpoint is of a run on {len(saved)} processes, this one has {self.group.world}; dropout is another from here on.')
+        if len(saved) != world: self.folder.say(f'The checkpoint is of a run on {len(saved)} processes, this one has {world}; dropout is another from here on.')
 
     def same_everywhere(self) -> None:
-        "TTSTunerError on every rank when their weights are not the same to the last bit"
-        if self.group.together:
-            self.group.agree(f'the weights of step {self.step}', fingerprint(self.learner.model.state_dict()), 'resume from the last checkpoint')
+        "UserError on every rank when their weights are not the same to the last bit"
+        if not self.group.together: return
+        self.group.agree(f'the weights of step {self.step}', fingerprint(self.learner.model.state_dict()), 'resume from the last checkpoint')

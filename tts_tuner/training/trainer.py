@@ -38,14 +38,14 @@ from .sinks import JsonlSink, MetricSink, MLflowSink, SinkGroup, TensorBoardSink
 from .warm_start import DoesNotFit, check_architecture
 
 # %% auto #0
-__all__ = ['STOPPING', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
+__all__ = ['STOPPING', 'Attentive', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
 
 # %% ../../nbs/training/55_trainer.ipynb #6b5b59b3
 STOPPING = ('SIGINT', 'SIGTERM')
 
 
-class Trainer(Resumable):
-    "Trains one model on one corpus; can be stopped at any step and goes on bit for bit"
+class Attentive(Resumable):
+    "A run that hears signals, says what it alters, and looks back at itself"
 
     def __init__(
         self,
@@ -63,6 +63,34 @@ class Trainer(Resumable):
         self.stop, self.n_samples = stop if stop is not None else StopRequest(), n_samples
         self.asked = ''  # the signal that some rank was sent
         self._queue: list[tuple[int, dict[str, Any]]] = []
+
+    def _listen(self, frames: int) -> int:
+        "Let every rank know when one of them was asked to stop, at the same step; the frames of all"
+        frames, *asked = self.group.total(frames, *(self.stop.name == name for name in STOPPING))
+        self.asked = next((name for name, n in zip(STOPPING, asked) if n), '')
+        return frames
+
+    def _tell_changes(self) -> None:
+        "What the learner altered by itself goes to the screen and into `changes.jsonl`"
+        for change in self.learner.changes:
+            self.folder.say(change.why)
+            if self.group.first: append_line(self.folder.changes, to_json(change))
+        for note in self.learner.notes: self.folder.say(note)
+        self.learner.changes.clear()
+        self.learner.notes.clear()
+
+    def validate(self) -> dict[str, float]:
+        "Validate the model as it is and write samples; nothing of the run is changed but `last_metrics`"
+        evaluation = self.evaluator.run(self.learner.model, self.step)
+        for path in write_samples(evaluation, self.folder.samples(self.step), self.hp, self.n_samples, say=self.folder.say):
+            if path.suffix == '.wav': self.sinks.audio(self.step, f'spoken_{path.stem}', path)
+            if path.suffix == '.png': self.sinks.figure(self.step, path.stem, path)
+        self.last_metrics = evaluation.metrics
+        return evaluation.metrics
+
+# %% ../../nbs/training/55_trainer.ipynb #9848c966
+class Trainer(Attentive):
+    "Trains one model on one corpus; can be stopped at any step and goes on bit for bit"
 
     def run(
         self,
@@ -91,21 +119,6 @@ class Trainer(Resumable):
         if self.step < goal: return 'stopped'
         return 'finished' if goal == hp.max_steps else 'paused'
 
-    def _listen(self, frames: int) -> int:
-        "Let every rank know when one of them was asked to stop, at the same step; the frames of all"
-        frames, *asked = self.group.total(frames, *(self.stop.name == name for name in STOPPING))
-        self.asked = next((name for name, n in zip(STOPPING, asked) if n), '')
-        return frames
-
-    def _tell_changes(self) -> None:
-        "What the learner altered by itself goes to the screen and into `changes.jsonl`"
-        for change in self.learner.changes:
-            self.folder.say(change.why)
-            if self.group.first: append_line(self.folder.changes, to_json(change))
-        for note in self.learner.notes: self.folder.say(note)
-        self.learner.changes.clear()
-        self.learner.notes.clear()
-
     def _log(self, validate: bool) -> tuple[dict[str, float], bool]:
         "Bring the queued numbers to the sinks, with a validation when it is time; the last of them, and is it the best?"
         self.learner.look()
@@ -122,15 +135,6 @@ class Trainer(Resumable):
                 better = self.group.share(better)  # here the other ranks wait for the validation
             self.sinks.log(step, numbers)
         return numbers, better
-
-    def validate(self) -> dict[str, float]:
-        "Validate the model as it is and write samples; nothing of the run is changed but `last_metrics`"
-        evaluation = self.evaluator.run(self.learner.model, self.step)
-        for path in write_samples(evaluation, self.folder.samples(self.step), self.hp, self.n_samples, say=self.folder.say):
-            if path.suffix == '.wav': self.sinks.audio(self.step, f'spoken_{path.stem}', path)
-            if path.suffix == '.png': self.sinks.figure(self.step, path.stem, path)
-        self.last_metrics = evaluation.metrics
-        return evaluation.metrics
 
     def _save(self, better: bool) -> None:
         "Metrics first, then the checkpoint: what a checkpoint has seen is in the stream"
@@ -209,7 +213,7 @@ def _read_data(group: Ranks, corpus_dir: Path, hp: HParams, cache: Path) -> tupl
     group.agree('the data', f'{features.digest[:12]}-{features.key[:12]}', 'give every machine the same corpus')
     return corpus, features
 
-
+# %% ../../nbs/training/55_trainer.ipynb #66f617ac
 class _Run:
     "A run from its folder to its end"
 
@@ -262,7 +266,7 @@ class _Run:
                          'stopped': f'stopped at step {trainer.step}, go on with --resume'}[state])
         return {**found, 'metrics': trainer.last_metrics, 'best_score': max(0.0, trainer.best[0]), 'run_dir': str(self.folder.path)}
 
-
+# %% ../../nbs/training/55_trainer.ipynb #bff5b15b
 def _start_warm(trainer: Trainer, path: Path, fresh_if_different: bool) -> None:
     "Weights of another run or a published model, or a sentence why not"
     try: account = start_from(trainer.learner.model, trainer.hp, path, trainer.features.table)
