@@ -235,6 +235,7 @@ class StopWatch:
         self,
         gates: Sequence[Sequence[float]],  # logits of the steps since the last look, one list a step
     ) -> bool:  # have all ended?
+        "Take down who ended in these steps"
         for logits in gates:
             self.seen += 1
             for row, logit in enumerate(logits):
