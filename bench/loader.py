@@ -36,7 +36,7 @@ from tts_tuner.data.features import FeatureSet, build_features
 from tts_tuner.data.loader import Batch, EpochCost, TTSDataset, collate, epoch_cost, make_batch, plan_epoch, plan_frames
 from tts_tuner.data.workers import open_stream
 
-RATE, HOP, SECONDS = 22050, 256, (1.11, 10.10)
+RATE, HOP = 22050, 256
 POOLS = (8, 32, 100)
 
 
@@ -123,14 +123,6 @@ def share(a: argparse.Namespace, kept: FeatureSet) -> dict[str, float]:
             'training step on it: ms': round(step), 'share of the step: %': round(100 * made / step, 3)}
 
 
-def ljspeech_lengths(folder: Path) -> list[int]:
-    "Frames of LJSpeech's training clips: real lengths of the texts, sound simulated as told above"
-    lines = (folder / 'filelists' / 'ljs_audio_text_train_filelist.txt').read_text(encoding='utf-8').splitlines()
-    characters = np.array([len(line.split('|')[1]) for line in lines])
-    seconds = characters / 15.2 * (1 + 0.1 * np.random.default_rng(0).standard_normal(len(characters)))
-    return (np.clip(seconds, *SECONDS) * RATE / HOP).astype(int).tolist()
-
-
 def mean_cost(plans: list[list[list[int]]], lengths: list[int]) -> EpochCost:
     "Cost of all `plans` together"
     costs = [epoch_cost(p, lengths) for p in plans]
@@ -139,7 +131,7 @@ def mean_cost(plans: list[list[list[int]]], lengths: list[int]) -> EpochCost:
 
 def padding(a: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     "Padding and decoder steps of an epoch at LJSpeech's lengths: factors, and a table"
-    lengths = ljspeech_lengths(a.reference)
+    lengths = reference.ljspeech_lengths(a.reference)[1]
     epochs = range(1 if a.quick else 5)
     metrics: dict[str, float] = {'clips': len(lengths), 'frames of a clip, mean': round(statistics.mean(lengths), 1), 'frames of a clip, largest': max(lengths)}
     rows: list[dict[str, Any]] = []

@@ -51,7 +51,8 @@ def table(
     if len(found) > 1 and better:
         values = {k: [r['metrics'][k] for r in found if k in r['metrics']] for k, _ in used}
         rows.append(['**mean**' if i == 0 else figure(sum(values[k]) / len(values[k])) if k in better else '' for i, (k, _) in enumerate(used)])
-        rows.append(['**worst**' if i == 0 else figure(min(values[k]) if better[k] else max(values[k])) if k in better else '' for i, (k, _) in enumerate(used)])
+        worst = {k: min(v) if better.get(k) else max(v) for k, v in values.items()}
+        rows.append(['**worst**' if i == 0 else figure(worst[k]) if k in better else '' for i, (k, _) in enumerate(used)])
     return Markdown(heading(found) + lines([[t for _, t in used], *rows]))
 
 

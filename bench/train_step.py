@@ -140,15 +140,6 @@ def full_size(a: argparse.Namespace, ref: SimpleNamespace) -> None:
                                 **ratios}, file=f'train_step-{a.batch}')
 
 
-def published_lengths(a: argparse.Namespace) -> tuple[list[int], list[int]]:
-    "Characters of LJSpeech's training texts, as the reference's file list has them, and frames at 14.9 characters a second with 10 % noise"
-    lines = (a.reference / 'filelists' / 'ljs_audio_text_train_filelist.txt').read_text(encoding='utf-8').splitlines()
-    characters = [len(line.split('|')[1]) for line in lines]
-    noise = torch.randn(len(characters), generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
-    frames = [max(40, round(n / 14.9 * (1 + 0.1 * float(e)) * 22050 / 256)) for n, e in zip(characters, noise)]
-    return characters, frames
-
-
 def typical(plan: list[list[int]], frames: list[int], count: int) -> list[list[int]]:
     "Batches evenly through `plan` by length: their mean length is the plan's to a few per cent"
     ordered = sorted(plan, key=lambda b: max(frames[i] for i in b))
@@ -159,7 +150,7 @@ def epoch(a: argparse.Namespace, ref: SimpleNamespace) -> None:
     "Batches as each side makes them at LJSpeech's lengths: random there, sorted in pools here"
     settings = ref.hparams()
     hp = reference.same_settings(settings)
-    characters, frames = published_lengths(a)
+    characters, frames = reference.ljspeech_lengths(a.reference)
     plans = {'reference': plan_epoch(frames, a.batch, 1, 0, 0), 'ours': plan_epoch(frames, a.batch, a.pool, 0, 0)}
     decoder_steps = {k: sum(max(frames[i] for i in b) for b in plan) for k, plan in plans.items()}
     chosen, scale = {}, {}

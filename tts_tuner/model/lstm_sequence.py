@@ -231,7 +231,7 @@ def only_once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise NotImplementedError('The fast and lean paths of the decoder have no second derivatives; set decoder_path=plain for create_graph=True.')
+            raise RuntimeError('The fast and lean paths of the decoder have no second derivatives; set decoder_path=plain for create_graph=True.')
         return backward(ctx, *grads)
     return checked
 
