@@ -206,6 +206,16 @@ def same(a, b, where='state'):
     else: assert a == b, where
 
 
+def test_the_run_of_two_is_the_run_of_one(tiny, tmp_path):
+    own = dict(STILL, batch_size=3, max_steps=6)
+    assert Pair(tiny, tmp_path / 'two', own=(own, own)).ends() == [['finished', 6]] * 2
+    hp = create_hparams('small', {**TINY, **own, 'eval_every': 4, 'checkpoint_every': 2})
+    run_training(tiny[0], tmp_path / 'one', hp, cache_dir=tiny[1], tensorboard=False, n_samples=0, console=lambda line: None)
+    rows = [read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('one', 'two')]
+    for a, b in zip(*rows, strict=True):
+        assert all(a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-4) for k in ('train_loss', 'mel_loss', 'gate_loss', 'guided_loss', 'grad_norm')) and a['epoch'] == b['epoch']
+
+
 def test_rank_0_decides_and_writes(unbroken):
     log = (unbroken / 'train.log').read_text()
     assert 'Rank 1 was started with another learning_rate, max_steps; it takes that of rank 0.' in log and log.count('validation:') == 2
