@@ -303,6 +303,7 @@ class AttentionSequence(torch.autograd.Function):
     @staticmethod
     @only_once
     def backward(ctx: Any, d_states: Tensor | None, d_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+        "Gradients of everything that was given, from those of states and weights"
         p, *saved = ctx.saved_tensors
         gates = GateWeights.of(saved[0], saved[1], saved[2], p.shape[2])
         w, scene = AttentionWeights(*saved[3:7]), Scene(saved[7], saved[8], saved[9], ctx.recursion)

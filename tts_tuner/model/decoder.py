@@ -40,7 +40,11 @@ class DecoderState(NamedTuple):
 Noise = RecurrentNoise | None
 
 
-def with_noise(noise: Noise, h: Tensor, c: Tensor, last_h: Tensor, last_c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def with_noise(
+    noise: Noise,
+    h: Tensor, c: Tensor,  # [B, H], what this step computed
+    last_h: Tensor, last_c: Tensor,  # [B, H], what the last one handed on
+) -> tuple[Tensor, Tensor, Tensor]:
     "Output for other layers, output and cell for the next step"
     return (h, h, c) if noise is None else noise.apply(h, c, last_h, last_c)
 
@@ -155,7 +159,11 @@ def kept_by(
     return mask != 0, 1 / (1 - p)
 
 # %% ../../nbs/model/33_decoder.ipynb #2bbf9c6a
-def cell_step(gates: Tensor, h: Tensor, c: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+def cell_step(
+    gates: Tensor,  # [B, 4H], before their non-linearities
+    h: Tensor, c: Tensor,  # [B, H], of the last step
+    noise: Noise,
+) -> tuple[Tensor, Tensor, Tensor]:
     "Output, output for the next step, and cell, from the gates before their non-linearities in torch's order"
     i, f, g, o = gates.chunk(4, 1)
     new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

@@ -257,6 +257,7 @@ class LSTMSequence(torch.autograd.Function):
     @staticmethod
     @only_once
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        "Gradients of everything that was given, from that of the outputs"
         x, w_input, w_state, bias, keep, states, *kept = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             w = GateWeights.of(w_input, w_state, bias, x.shape[2], ctx.turn)

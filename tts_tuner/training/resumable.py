@@ -34,9 +34,9 @@ __all__ = ['start_generators', 'Resumable']
 # %% ../../nbs/training/54e_resumable.ipynb #016ccf6a
 def start_generators(
     saved: Sequence[Mapping[str, Any]],  # states of the ranks of a checkpoint; none at the start of a run
-    rank: int,
-    seed: int,
-    step: int,
+    rank: int,  # of this process
+    seed: int,  # of the run
+    step: int,  # it goes on from
 ) -> None:
     "Take this rank's generators from a checkpoint, or start them from seed, rank and step; rank 0 goes on from where it is"
     if rank < len(saved): set_rng_state(saved[rank])
