@@ -30,7 +30,8 @@ def main() -> None:
         subprocess.run([sys.executable, '-m', 'tts_tuner.cli', 'run', '--study', study.name, '--seed', str(seed), f'hparams.decoder_path={a.path}'], check=True)
         seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        results.save(kind, {'seed': seed, 'seconds': round(seconds), 'processor_seconds': round(processor), **results.final_metrics(study)}, file=f'{kind}-{seed}')
+        numbers = {'seed': seed, 'seconds': round(seconds), 'processor_seconds': round(processor), **results.final_metrics(study)}
+        results.save(kind, numbers, file=f'{kind}-{seed}')
 
 
 if __name__ == '__main__': main()
