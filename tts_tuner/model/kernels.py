@@ -221,7 +221,7 @@ def _energies_backward(query, keys, past, kernel, v, real, soft, new_past, d_att
     said = tl.dot(dz, tl.trans(taps), input_precision=PRECISION)
     tl.store(spread + (b * N + n)[:, None] * (2 * K) + j[None, :], said, mask=inside[:, None] & (j < 2 * K)[None, :])
 
-# %% ../../nbs/model/38_kernels.ipynb #5d78d73d
+# %% ../../nbs/model/38_kernels.ipynb #e1130195
 def _power(n: int, least: int = 16) -> int: return max(least, 1 << (n - 1).bit_length())
 
 
@@ -234,11 +234,13 @@ class Fused(Twins):
     UNITS, COLUMNS, ROWS, TILE = 256, 64, 16, 32  # units a program takes forward; columns of a context; rows and units backward
 
     def lstm_forward(self, gates: Tensor, cell: Tensor, mask: Tensor | None, new_cell: Tensor, hidden: Tensor) -> None:
+        "One launch"
         B, H = cell.shape
         _lstm_forward[(B, -(-H // self.UNITS))](gates, cell, mask, new_cell, hidden, hidden.stride(0), H, MASKED=mask is not None, BLOCK=self.UNITS)
 
     def lstm_backward(self, gates: Tensor, cell: Tensor, new_cell: Tensor, mask: Tensor | None, d_hidden: Tensor, d_carried: Tensor, d_cell: Tensor,
                       query: Tensor | None = None, d_query: Tensor | None = None, d_query_sum: Tensor | None = None) -> None:
+        "One launch, the query's part included"
         B, H = cell.shape
         A, blocks = (query.shape[0], d_query.shape[1]) if query is not None and d_query is not None else (1, 0)
         _lstm_backward[(-(-B // self.ROWS), -(-H // self.TILE))](
@@ -246,6 +248,7 @@ class Fused(Twins):
             MASKED=mask is not None, ASKED=query is not None, PRECISION=_precision(gates), ROWS=self.ROWS, BLOCK=self.TILE, BLOCK_A=_power(A))
 
     def attend(self, fixed: Fixed, query: Tensor, past: Tensor, energies: Tensor, soft: Tensor | None, new_past: Tensor, context: Tensor) -> None:
+        "Two launches: energies, then weights and context"
         (B, N, E), (taps, A) = fixed.values.shape, fixed.kernel.shape
         _energies[(B, text_blocks(N))](
             query, fixed.keys, past, fixed.kernel, fixed.v, fixed.real, energies, N, A, IMPOSSIBLE=IMPOSSIBLE, K=taps // 2, PRECISION=_precision(query),
@@ -256,6 +259,7 @@ class Fused(Twins):
 
     def attend_backward(self, fixed: Fixed, query: Tensor, past: Tensor, soft: Tensor | None, new_past: Tensor, d_context: tuple[Tensor, Tensor],
                         d_weights: Tensor, carry: Carry, d_attended: Tensor, d_context_sum: Tensor, d_keys: Tensor, d_query: Tensor, d_v: Tensor) -> None:
+        "Two launches: gradient of the weights from all sides, then of all that made them"
         (B, N, E), (taps, A), (out, carried) = fixed.values.shape, fixed.kernel.shape, d_context
         grid = (B, text_blocks(N))
         _attended_backward[grid](
