@@ -27,8 +27,7 @@ from tts_tuner.model.tacotron2 import Tacotron2
 
 WAYS: dict[str, dict[str, object]] = {
     'reference': {}, 'plain': dict(decoder_path='plain'), 'fast': dict(decoder_path='fast'), 'lean': dict(decoder_path='lean'),
-    'lean, postnet recomputed': dict(decoder_path='lean', gradient_checkpointing=True),
-    'lean bf16, postnet recomputed': dict(decoder_path='lean', gradient_checkpointing=True, precision='bf16')}
+    'lean, postnet recomputed': dict(decoder_path='lean', gradient_checkpointing=True)}
 
 
 def kept_bytes(model: torch.nn.Module, forward: Callable[[], torch.Tensor], batch: Batch) -> int:
@@ -55,13 +54,7 @@ def forward_of(way: str, ref: SimpleNamespace, settings: SimpleNamespace, hp: HP
         return step.model.train(), lambda: step.outputs(batch)[1]
     hp = dataclasses.replace(hp, **WAYS[way])
     model, loss = Tacotron2(hp).train(), Tacotron2Loss(hp)
-
-    def forward() -> torch.Tensor:
-        with torch.autocast('cpu', torch.bfloat16, enabled=hp.precision == 'bf16'):
-            out = model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths)
-        return loss(type(out)(*(o.float() for o in out)), batch).total
-
-    return model, forward
+    return model, lambda: loss(model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths), batch).total
 
 
 def main() -> None:

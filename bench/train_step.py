@@ -24,6 +24,7 @@ import torch
 from tts_tuner.config.hparams import HParams, create_hparams
 from tts_tuner.data.loader import Batch, plan_epoch
 from tts_tuner.model.losses import Tacotron2Loss
+from tts_tuner.model.products import has_bf16
 from tts_tuner.model.tacotron2 import Tacotron2
 from tts_tuner.training.learner import Learner
 
@@ -207,6 +208,9 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
+    if a.bf16 and not has_bf16('cpu'):
+        print('bf16 is left out: this processor has no instructions for it, and precision=bf16 computes in fp32 here.')
+        a.bf16 = False
     if a.small: small(a)
     elif a.epoch: epoch(a, reference.load(a.reference))
     else: full_size(a, reference.load(a.reference))

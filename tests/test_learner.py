@@ -17,7 +17,7 @@ from tts_tuner.training.distributed import rehearse
 from tts_tuner.training.guard import NonFinite
 from tts_tuner.training.learner import Learner, lr_at, prepare_machine
 from tts_tuner.training.memory import cap_memory, free_memory, padded_frames
-from tts_tuner.training.precision import LossScale, slow_here
+from tts_tuner.training.precision import LossScale, usable_precision
 
 STILL = dict(prenet_dropout=0, encoder_dropout=0, postnet_dropout=0, attention_dropout=0, dropout_decoder=0)
 
@@ -56,21 +56,31 @@ def gradient(learner, batches):
 # Precision
 
 
+def has_bf16(monkeypatch, answer):
+    for module in ('model.products', 'training.precision'): monkeypatch.setattr(f'tts_tuner.{module}.has_bf16', lambda kind: answer)
+
+
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
-def test_half_precision_learns_like_full(precision):
+def test_half_precision_learns_like_full(monkeypatch, precision):
+    has_bf16(monkeypatch, True)
     full, half = learner(**STILL), learner(precision=precision, **STILL)
     batch = make_batch()
     a, b = ([float(x.learn(batch)['train_loss']) for _ in range(12)] for x in (full, half))
-    assert a[0] == pytest.approx(b[0], rel=5e-3) and a[-1] == pytest.approx(b[-1], rel=5e-2) and b[-1] < 0.9 * b[0]
+    assert a != b and a[0] == pytest.approx(b[0], rel=5e-3) and a[-1] == pytest.approx(b[-1], rel=5e-2) and b[-1] < 0.9 * b[0]
     assert {v.dtype for v in half.model.parameters()} == {v.dtype for v in half.optimizer.mean.values()} == {torch.float32}
 
 
-def test_a_precision_that_is_slow_here_is_said(monkeypatch):
-    monkeypatch.setattr('tts_tuner.training.precision.has_bf16', lambda kind: False)
-    found = learner(precision='bf16')
-    assert len(found.notes) == 1 and 'no bf16 instructions' in found.notes[0] and math.isfinite(found.learn(make_batch())['train_loss'])
-    monkeypatch.setattr('tts_tuner.training.precision.has_bf16', lambda kind: True)
-    assert slow_here('bf16', 'cpu') is None and not learner(precision='fp32').notes
+def test_without_instructions_for_bf16_products_stay_in_fp32_and_that_is_said(monkeypatch):
+    has_bf16(monkeypatch, False)
+    full, found = learner(), learner(precision='bf16')
+    assert len(found.notes) == 1 and 'no bf16 instructions' in found.notes[0] and not full.notes
+    batch, losses = make_batch(), []
+    for x in (full, found):
+        prepare_machine(x.hp)
+        losses.append([float(x.learn(batch)['train_loss']) for _ in range(2)])
+    assert losses[0] == losses[1]
+    has_bf16(monkeypatch, True)
+    assert usable_precision('bf16', 'cpu') == ('bf16', None) and usable_precision('fp16', 'cpu')[0] == 'fp16'
 
 
 def test_overflow_skips_the_step_and_halves_the_scale():

@@ -29,7 +29,7 @@ from .adam import Adam
 from .evaluate import fixed_randomness
 from .guard import FiniteWatch, NonFinite, NonFiniteReport, merged, report
 from .memory import Fit, cap_memory
-from .precision import LossScale, allow_tf32, in_full, products, slow_here
+from .precision import LossScale, allow_tf32, in_full, products, usable_precision
 
 # %% auto #0
 __all__ = ['lr_at', 'find_device', 'prepare_machine', 'Group', 'memory_facts', 'Gradients', 'one_clip', 'Guarded', 'Learner']
@@ -110,7 +110,7 @@ class Gradients:
         self.hp, self.device, self.group, self.step = hp, torch.device(device), group, 0
         self.changes: list[Change] = []  # what was altered by itself since the caller last emptied this list
         self.notes: list[str] = []  # sentences for people, likewise
-        if said := slow_here(hp.precision, self.device): self.notes.append(said)
+        if said := usable_precision(hp.precision, self.device)[1]: self.notes.append(said)
         self.model = Tacotron2(hp).to(self.device).train()
         if group: group.prepare(self.model)
         self.loss = Tacotron2Loss(hp).to(self.device)

@@ -18,18 +18,32 @@ from ..model.products import has_bf16
 from ..model.tacotron2 import Outputs
 
 # %% auto #0
-__all__ = ['HALVES', 'products', 'in_full', 'allow_tf32', 'slow_here', 'LossScale']
+__all__ = ['HALVES', 'usable_precision', 'products', 'in_full', 'allow_tf32', 'LossScale']
 
 # %% ../../nbs/training/53a_precision.ipynb #b95c8225
 HALVES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def usable_precision(
+    precision: str,  # fp32, bf16 or fp16, as asked for
+    device: torch.device | str,
+) -> tuple[str, str | None]:  # the one used, and a sentence where something is to be said
+    "Which precision helps on this device"
+    kind = torch.device(device).type
+    if precision == 'bf16' and not has_bf16(kind):
+        if kind == 'cuda': return 'fp32', 'This GPU has no bf16 instructions, so products stay in fp32; half precision on it is precision=fp16.'
+        return 'fp32', 'This processor has no bf16 instructions, so products stay in fp32, which is faster here and more exact.'
+    if precision == 'fp16' and kind != 'cuda': return 'fp16', 'fp16 is for GPUs: on a processor it works and is slow; precision=fp32 is faster.'
+    return precision, None
 
 
 def products(
     precision: str,  # fp32, bf16 or fp16
     device: torch.device | str,
 ) -> AbstractContextManager[Any]:
-    "Inside, products of matrices are computed in this precision"
-    return torch.autocast(torch.device(device).type, dtype=HALVES[precision]) if precision in HALVES else nullcontext()
+    "Inside, products of matrices are computed in this precision, or in fp32 where the device has no instructions for it"
+    used = usable_precision(precision, device)[0]
+    return torch.autocast(torch.device(device).type, dtype=HALVES[used]) if used in HALVES else nullcontext()
 
 
 def in_full(
@@ -44,17 +58,6 @@ def allow_tf32(device: torch.device | str) -> None:
     if torch.device(device).type != 'cuda': return
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.allow_tf32 = True
-
-
-def slow_here(
-    precision: str,  # fp32, bf16 or fp16
-    device: torch.device | str,
-) -> str | None:  # a sentence, None when the hardware has such products
-    "Is this precision slower here than fp32? It works in any case"
-    kind = torch.device(device).type
-    if precision == 'fp32' or precision == 'bf16' and has_bf16(kind) or precision == 'fp16' and kind == 'cuda': return None
-    machine = 'GPU' if kind == 'cuda' else 'processor'
-    return f'This {machine} has no {precision} instructions, so precision={precision} will be slow here; precision=fp32 is faster.'
 
 # %% ../../nbs/training/53a_precision.ipynb #2160ff5c
 class LossScale:
