@@ -19,6 +19,7 @@ import torch
 from ..config.contracts import Change
 from ..config.errors import TTSTunerError
 from ..data.loader import Batch
+from ..model.graphs import release
 
 # %% auto #0
 __all__ = ['T', 'cap_memory', 'free_memory', 'peak_memory_mb', 'lacks_memory', 'cut', 'padded_frames', 'Bound', 'Trace',
@@ -35,7 +36,8 @@ def cap_memory(
 
 
 def free_memory() -> None:
-    "Give back what is not in use any more"
+    "Give back what is not in use any more, recorded chunks of decoders too"
+    release()
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.empty_cache()
 
