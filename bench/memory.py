@@ -9,7 +9,6 @@ two steps and nothing else; libraries, weights, gradients and the moments of Ada
 """
 import argparse
 import dataclasses
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from tts_tuner.config.hparams import HParams
 from tts_tuner.data.loader import Batch
 from tts_tuner.model.losses import Tacotron2Loss
 from tts_tuner.model.tacotron2 import Tacotron2
+from tts_tuner.training.memory import peak_memory_mb
 
 WAYS: dict[str, dict[str, object]] = {
     'reference': {}, 'plain': dict(decoder_path='plain'), 'fast': dict(decoder_path='fast'), 'lean': dict(decoder_path='lean'),
@@ -76,7 +76,7 @@ def main() -> None:
         weights = ref.Tacotron2(settings).state_dict()
         step = ReferenceStep(ref, settings, hp, weights) if a.peak_of == 'reference' else our_step(dataclasses.replace(hp, **WAYS[a.peak_of]), weights)
         for _ in range(2): step(batch)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_memory_mb())
         return
     frames, kept, peak = a.batch * batch.mel.shape[2], {}, {}
     for way in WAYS:

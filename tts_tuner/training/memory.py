@@ -8,10 +8,12 @@ Docs: https://tts-tuner.github.io/tts_tuner/training/memory.html.md"""
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -46,6 +48,8 @@ def peak_memory_mb(device: torch.device | str = 'cpu') -> float:
     "Most memory in use so far in MiB: tensors on a GPU, the process on a CPU; 0 where nobody counts"
     device = torch.device(device)
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path('/proc/self/status')  # Linux; what getrusage says there begins with the size of the parent
+    if status.exists() and (found := re.search(r'VmHWM:\s+(\d+) kB', status.read_text())): return int(found[1]) / 2**10
     try: import resource
     except ImportError: return 0.0  # Windows does not tell
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
