@@ -71,3 +71,11 @@ def by_way(
         rest = ', '.join(f'{k} {figure(v)}' for k, v in r['metrics'].items() if ': ' not in k)
         out.append(heading([r]) + (f'{rest}\n\n' if rest else '') + lines([['', *columns.values()], *rows]))
     return Markdown('\n\n'.join(out))
+
+
+def everything(name: str) -> Markdown:
+    "Each figure of the newest file of a name, one a row, with what could not be measured and why"
+    found = results(name)
+    if not found: return Markdown(NOTHING)
+    rows = [(k, figure(v)) for k, v in found[-1]['metrics'].items()] + [(k, f'not measured: {why}') for k, why in found[-1].get('not_measured', {}).items()]
+    return Markdown(heading(found[-1:]) + lines([('', ''), *rows]))
