@@ -16,7 +16,7 @@ step 'mypy'
 mypy
 
 step 'notebooks'
-timeout 600 python tools/run_notebooks.py --workers "${WORKERS:-2}" --budget "${NOTEBOOK_BUDGET:-150}"
+timeout 600 python tools/run_notebooks.py --workers "${WORKERS:-2}" --budget "${NOTEBOOK_BUDGET:-225}"
 
 step 'docs site and README.md'
 cp README.md "${TMPDIR:-/tmp}/readme.$$"
