@@ -175,7 +175,7 @@ def launch(
     node: int = 0,  # number of this one, from 0
     master: str = '',  # host:port of rank 0, where there are several machines
     grace: float = 30.0,  # seconds the others have when one rank has failed
-) -> int:  # exit status: 0, or that of the first rank that failed
+) -> int:  # exit status: 0, that of a rank that was killed, or the highest
     "Run `command` in several processes that can `join`"
     env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // ranks)), **os.environ}
     if nodes == 1:  # the meeting place is here, and stays until the last rank has ended
@@ -204,7 +204,7 @@ def _last_status(children: Sequence[subprocess.Popen[bytes]], grace: float) -> i
             status, rank = min(failed)  # one that was killed, rather than one that noticed it
             if status < 0: print(f'Rank {rank} of {len(children)} was ended by {signal.Signals(-status).name}.', file=sys.stderr)
             deadline = time.monotonic() + grace
-        if None not in states: return 128 - status if status < 0 else status
+        if None not in states: return 128 - status if status < 0 else max(s or 0 for s in states)  # a mistake (2) before what it did to the others (1)
         if time.monotonic() > deadline:
             for child in children: child.kill()
         time.sleep(0.05)

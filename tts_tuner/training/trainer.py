@@ -252,7 +252,9 @@ class _Run:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             error = TTSTunerError(f'The GPU has too little memory for batch_size={hp.batch_size}; halve it and start again with --resume.')
         if isinstance(error, RanksLost):
-            error = RanksLost(f'{error} The checkpoint {f"of step {folder.saved} " if folder.saved else ""}stands; start all ranks again with --resume.')
+            again = (f'The checkpoint of step {folder.saved} stands; start all ranks again with --resume.' if folder.saved else  # rank 0 knows
+                     'Start all ranks again; with --resume they go on from the last checkpoint, where there is one.')
+            error = RanksLost(f'{error} {again}')
         folder.status('stopped' if isinstance(error, KeyboardInterrupt) else 'failed', self.step, str(error) or type(error).__name__)
         if self.sinks: self.sinks.close('failed')
         return error
