@@ -1,4 +1,4 @@
-"""How far is what was spoken from what should have been? Cepstral distance along a warped path, with anchors that say what the number means
+"""How far is what was spoken from what should have been? Cepstral and spectral distance along a warped path, with anchors that say what the numbers mean
 
 Docs: https://tts-tuner.github.io/tts_tuner/quality/speech.html.md"""
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['N_CEPSTRA', 'DECIBEL', 'cepstra', 'dtw', 'cepstral_distance', 'mean_frame', 'mean_frame_distance',
-           'copy_synthesis_distance', 'stop_rate', 'duration_ratio']
+__all__ = ['N_CEPSTRA', 'DECIBEL', 'cepstra', 'dtw', 'CepstralRuler', 'cepstral_distance', 'warping_path',
+           'mel_spectral_distance', 'mean_frame', 'mean_frame_distance', 'copy_synthesis_distance', 'stop_rate',
+           'duration_ratio']
 
 # %% ../../nbs/quality/41_speech.ipynb #0408f211
 N_CEPSTRA = 13
@@ -79,6 +81,27 @@ def _walk_back(D: np.ndarray, I: int, J: int) -> np.ndarray:
 DECIBEL = 10 * math.sqrt(2) / math.log(10)
 
 
+@dataclass(frozen=True)
+class CepstralRuler:
+    "What has to be said beside a cepstral distance before it may be compared with another"
+    D: int = N_CEPSTRA  # cepstra 1..D; c0, the loudness, is out
+    warped: bool = True  # along the cheapest walk; False is frame by frame, for sounds that share a clock
+    constant: float = DECIBEL  # 6.142 gives decibels; 1 is the convention of some packages
+
+    def __str__(self) -> str:
+        unit = 'dB' if abs(self.constant - DECIBEL) < 1e-9 else f'times {self.constant:g}, no dB'
+        return f'MCD{self.D}, c0 out, silence in, {"warped" if self.warped else "frame by frame"}, {unit}'
+
+
+def _two_mels(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    "Two log-mels as float64; ValueError when they are none or have different bands"
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    for name, x in (('a', a), ('b', b)):
+        if x.ndim != 2 or not x.size: raise ValueError(f'{name} should be a log-mel of frames x bands, at least one of each; its shape is {x.shape}')
+    if a.shape[1] != b.shape[1]: raise ValueError(f'a and b need the same bands; their shapes are {a.shape} and {b.shape}')
+    return a, b
+
+
 def _frame_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "[I, J] Euclidean distances of rows; by differences, so that equal rows are exactly 0 apart"
     squares = np.zeros((len(a), len(b)))
@@ -86,18 +109,47 @@ def _frame_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(squares)
 
 
+def _mean_distance(a: np.ndarray, b: np.ndarray, warped: bool) -> float:
+    "Mean Euclidean distance of rows, along the cheapest walk or row by row"
+    if not warped:
+        if len(a) != len(b): raise ValueError(f'frame by frame needs equal lengths; a and b have {len(a)} and {len(b)} frames')
+        return float(np.linalg.norm(a - b, axis=1).mean())
+    C = _frame_distances(a, b)
+    path = dtw(C)
+    return float(C[path[:, 0], path[:, 1]].mean())
+
+# %% ../../nbs/quality/41_speech.ipynb #a4fa26d6
 def cepstral_distance(
     a: ArrayLike,  # [I, M] natural log-mel
     b: ArrayLike,  # [J, M] natural log-mel of the same analysis
-) -> float:  # decibels; NaN when either holds NaN or infinity
-    "Mean distance of 13 cepstra along the cheapest walk through both"
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    ruler: CepstralRuler = CepstralRuler(),
+) -> float:  # decibels, unless the ruler says otherwise; NaN when either holds NaN or infinity, which `score` takes for a model that broke
+    "Mean distance of cepstra along the cheapest walk through both (Kubichek 1993)"
+    a, b = _two_mels(a, b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()): return math.nan
-    if a.shape[1:] != b.shape[1:]: raise ValueError(f'both log-mels need the same bands; they have {a.shape[1:]} and {b.shape[1:]}')
-    n = min(N_CEPSTRA, a.shape[1] - 1)  # a spectrum of few bands has fewer
-    C = _frame_distances(cepstra(a, n), cepstra(b, n)) * math.sqrt(2 / a.shape[1])
-    path = dtw(C)
-    return float(DECIBEL * C[path[:, 0], path[:, 1]].mean())
+    D = min(ruler.D, a.shape[1] - 1)  # a spectrum of few bands has fewer
+    return ruler.constant * math.sqrt(2 / a.shape[1]) * _mean_distance(cepstra(a, D), cepstra(b, D), ruler.warped)
+
+
+def warping_path(
+    a: ArrayLike,  # [I, M] natural log-mel, finite
+    b: ArrayLike,  # [J, M] natural log-mel of the same analysis, finite
+) -> np.ndarray:  # [L, 2] pairs of frames (i, j)
+    "The walk that `cepstral_distance` takes, for whatever else is to be compared along it, such as pitch"
+    a, b = _two_mels(a, b)
+    n = min(N_CEPSTRA, a.shape[1] - 1)
+    return dtw(_frame_distances(cepstra(a, n), cepstra(b, n)))
+
+# %% ../../nbs/quality/41_speech.ipynb #b1c0de04
+def mel_spectral_distance(
+    a: ArrayLike,  # [I, M] natural log-mel
+    b: ArrayLike,  # [J, M] natural log-mel of the same analysis
+    warped: bool = True,  # along the cheapest walk; False is frame by frame and needs equal lengths
+) -> float:  # decibels; NaN when either holds NaN or infinity
+    "Mean log spectral distance of mel frames, loudness and all"
+    a, b = _two_mels(a, b)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()): return math.nan
+    return 20 / math.log(10) / math.sqrt(a.shape[1]) * _mean_distance(a, b, warped)
 
 # %% ../../nbs/quality/41_speech.ipynb #7b9c604f
 def mean_frame(
@@ -109,6 +161,7 @@ def mean_frame(
         x = np.asarray(logmel, np.float64)
         total, frames = total + x.sum(0), frames + len(x)
     if not frames: raise ValueError('there are no frames to average')
+    if not np.isfinite(total).all(): raise ValueError('the frames to average hold NaN or infinity')
     return total / frames
 
 
@@ -122,6 +175,7 @@ def mean_frame_distance(
     centre = cepstra(mean[None], n)
     clips = [np.asarray(x, np.float64) for x in logmels]
     if not clips: raise ValueError('there are no clips to measure')
+    if not all(np.isfinite(x).all() for x in (mean, *clips)): raise ValueError('the mean frame or the clips hold NaN or infinity')
     scale = DECIBEL * math.sqrt(2 / clips[0].shape[1])
     return float(scale * np.mean([np.linalg.norm(cepstra(x, n) - centre, axis=1).mean() for x in clips]))
 
@@ -139,8 +193,9 @@ def stop_rate(
     stopped: ArrayLike,  # for each sentence, whether the stop gate fired before the limit
 ) -> float:  # 0 to 1
     "Share of sentences that ended by themselves"
-    stopped = np.asarray(stopped, bool)
-    if not stopped.size: raise ValueError('there are no sentences to count')
+    stopped = np.asarray(stopped)
+    if stopped.ndim != 1 or not stopped.size: raise ValueError(f'stopped has one truth value a sentence, at least one; its shape is {stopped.shape}')
+    if not np.isin(stopped, (0, 1)).all(): raise ValueError('stopped holds something other than true and false')
     return float(stopped.mean())
 
 
@@ -149,5 +204,6 @@ def duration_ratio(
     expected_frames: float,  # frames of the recording
 ) -> float:  # 1 is as long as the recording
     "Length of what was spoken over the length it should have"
-    if expected_frames <= 0: raise ValueError(f'the recording must have frames; it has {expected_frames}')
+    if not 0 < expected_frames < math.inf: raise ValueError(f'the recording must have frames; it has {expected_frames}')
+    if not 0 <= n_frames < math.inf: raise ValueError(f'{n_frames} frames cannot have been spoken')
     return float(n_frames / expected_frames)
