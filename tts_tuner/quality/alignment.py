@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['MONITOR_FLOOR', 'RELEASE_FLOOR', 'guided_weight', 'diagonality', 'focus', 'entropy', 'coverage', 'monotonicity',
-           'jumps', 'AlignmentScores', 'score_alignment', 'mean_scores', 'AlignmentLimits', 'is_healthy',
-           'alignment_verdict', 'gallery', 'true_tokens', 'true_alignment', 'token_accuracy', 'token_error',
-           'penalised_diagonality', 'as_metrics']
+__all__ = ['HAIR', 'MONITOR_FLOOR', 'RELEASE_FLOOR', 'guided_weight', 'diagonality', 'focus', 'entropy', 'is_read', 'coverage',
+           'monotonicity', 'jumps', 'AlignmentScores', 'score_alignment', 'mean_scores', 'AlignmentLimits',
+           'is_healthy', 'alignment_verdict', 'gallery', 'true_tokens', 'true_alignment', 'token_accuracy',
+           'token_error', 'penalised_diagonality', 'as_metrics']
 
 # %% ../../nbs/quality/40_alignment.ipynb #42e07746
 def _map(A: ArrayLike) -> np.ndarray:
@@ -30,7 +30,7 @@ def _map(A: ArrayLike) -> np.ndarray:
     return A / mass if mass.min() > 0 else np.where(mass > 0, A / np.where(mass > 0, mass, 1), 1 / A.shape[1])
 
 # %% ../../nbs/quality/40_alignment.ipynb #9a9f6f9b
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def guided_weight(
     T: int,  # decoder steps of this utterance, without padding
     N: int,  # tokens of this utterance, without padding
@@ -54,6 +54,9 @@ def diagonality(
     return float(np.clip(1 - np.vdot(A, W) / T / W.mean(), 0, 1))
 
 # %% ../../nbs/quality/40_alignment.ipynb #7f985831
+HAIR = 1e-9  # thresholds give way by so much, so that rounding never decides
+
+
 def focus(
     A: ArrayLike,  # [T, N] steps x tokens
 ) -> float:  # 1/N (uniform) to 1 (one token at a time)
@@ -71,6 +74,14 @@ def entropy(
     return float(np.clip(-np.vdot(A, np.log(np.maximum(A, 1e-300))) / T / np.log(N), 0, 1)) + 0.0
 
 
+def is_read(
+    peak: np.ndarray,  # largest weight each token ever holds
+    N: ArrayLike,  # tokens of its sentence
+) -> np.ndarray:  # bool, in the shape of `peak`
+    "Does a token hold, at some step, a tenth of the weight and 1.5 times its fair share?"
+    return np.asarray((peak >= 0.1 - HAIR) & (peak > 1.5 / np.asarray(N) + HAIR))
+
+
 def coverage(
     A: ArrayLike,  # [T, N] steps x tokens
 ) -> float:  # share of tokens, 0 to 1
@@ -78,8 +89,7 @@ def coverage(
     A = _map(A)
     N = A.shape[1]
     if N == 1: return 1.0
-    peak = A.max(0)
-    return float(((peak >= 0.1) & (peak > 1.5 / N)).mean())
+    return float(is_read(A.max(0), N).mean())
 
 # %% ../../nbs/quality/40_alignment.ipynb #fc52efc7
 def monotonicity(
@@ -88,7 +98,7 @@ def monotonicity(
     "Share of steps at which the expected position does not fall by more than half a token"
     A = _map(A)
     if len(A) == 1: return 1.0
-    return float((np.diff(A @ np.arange(A.shape[1])) >= -0.5).mean())
+    return float((np.diff(A @ np.arange(A.shape[1])) >= -0.5 - HAIR).mean())
 
 
 def jumps(
@@ -111,7 +121,7 @@ class AlignmentScores:
     entropy: float  # 0 (one token at a time) to 1 (uniform)
     forward_jumps: float  # jumps ahead by more than max(3, r) tokens, a sentence
     backward_jumps: float  # jumps back by more than one token, a sentence
-    broken: float = 0.0  # share of maps that held NaN or negative weights
+    broken: float = 0.0  # share of maps that held NaN or negative weights, or no weight at all
 
 
 _WORST = AlignmentScores(diagonality=0, focus=0, coverage=0, monotonicity=0, entropy=1, forward_jumps=0, backward_jumps=0, broken=1)
@@ -122,9 +132,9 @@ def score_alignment(
     r: int = 1,  # frames a decoder step produces
     g: float = 0.2,  # width of the diagonal in units of the utterance
 ) -> AlignmentScores:
-    "Score one map; one that holds NaN gets the worst of everything"
+    "Score one map; one that holds NaN, or nothing, gets the worst of everything"
     A = np.asarray(A, np.float64)
-    if A.ndim == 2 and A.size and not (A.min() >= 0 and A.max() < np.inf): return _WORST
+    if A.ndim == 2 and A.size and not (A.min() >= 0 and 0 < A.max() < np.inf): return _WORST
     A = _map(A)
     return AlignmentScores(diagonality(A, g), focus(A), coverage(A), monotonicity(A), entropy(A), *jumps(A, r))
 
