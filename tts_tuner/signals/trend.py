@@ -132,7 +132,7 @@ def statistics_opinion(
     numbers = dict(gain=gain, low=ends[0], high=ends[1], p_improving=improving, since_best=float(since), phi=found.phi, n=float(found.n), level=level)
     return Opinion(says, words, gain, ends[0], ends[1], improving, worse, since, found, numbers)
 
-# %% ../../nbs/signals/45a_trend.ipynb #7ccd8fd6
+# %% ../../nbs/signals/45a_trend.ipynb #a1e79d31
 def _correlations(x: np.ndarray, lags: int) -> np.ndarray:
     "Autocorrelations for lags 1 to `lags`"
     u = x - x.mean()
@@ -200,10 +200,11 @@ def trend_free_prewhitened(
 ) -> float | Abstention:  # p
     "Mann-Kendall after a line is taken out, the rest whitened, and the line put back (Yue and others 2002)"
     x = as_series(values)[1]
-    r, slope = carried_over(x, corrected=False), sen_slope(x)
-    if isinstance(r, Abstention): return r
+    slope = sen_slope(x)
     if isinstance(slope, Abstention): return slope
     line = slope.slope * np.arange(len(x))
     rest = x - line
+    r = carried_over(rest, line=False, corrected=False)
+    if isinstance(r, Abstention): return r
     found = mann_kendall(rest[1:] - r * rest[:-1] + line[1:])
     return found if isinstance(found, Abstention) else found.p
