@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike
 from .alignment import HAIR, AlignmentScores, is_read, mean_scores, true_tokens
 
 # %% auto #0
-__all__ = ['decoder_steps', 'Maps', 'as_maps', 'pad_maps', 'BatchScores', 'score_batch', 'score_maps', 'Positions', 'positions',
-           'TokenReadings', 'token_readings', 'spans', 'TruthDistance', 'distance_to_truth']
+__all__ = ['decoder_steps', 'checked_lengths', 'Maps', 'as_maps', 'pad_maps', 'BatchScores', 'score_batch', 'score_maps',
+           'Positions', 'positions', 'TokenReadings', 'token_readings', 'spans', 'TruthDistance', 'distance_to_truth']
 
-# %% ../../nbs/quality/40a_attention_batch.ipynb #e7296e11
+# %% ../../nbs/quality/40a_attention_batch.ipynb #17573a50
 def decoder_steps(
     frames: ArrayLike,  # [B] frames of each sentence
     r: int = 1,  # frames a decoder step produces
@@ -30,8 +30,13 @@ def decoder_steps(
     return -(-np.asarray(frames, np.int64) // r)
 
 
-def _lengths(given: ArrayLike | None, B: int, most: int, name: str) -> np.ndarray:
-    "Lengths of one axis as [B] integers in 1 to `most`"
+def checked_lengths(
+    given: ArrayLike | None,  # [B] whole numbers; `most` for each when not given
+    B: int,  # sentences
+    most: int,  # what the array holds
+    name: str,  # what errors call them
+) -> np.ndarray:  # [B] int, in 1 to `most`; ValueError when they are not
+    "Lengths of the sentences along one axis"
     if given is None: return np.full(B, most)
     out = np.asarray(given)
     if out.shape != (B,) or out.dtype.kind not in 'iu': raise ValueError(f'{name} of shape {out.shape} and type {out.dtype} are not {B} whole numbers')
@@ -54,7 +59,7 @@ def as_maps(
     "Check a padded batch"
     A = np.asarray(A, np.float64)
     if A.ndim != 3 or not A.size: raise ValueError(f'A holds sentences x steps x tokens, at least one of each; this has shape {A.shape}')
-    return Maps(A, _lengths(steps, len(A), A.shape[1], 'steps'), _lengths(tokens, len(A), A.shape[2], 'tokens'))
+    return Maps(A, checked_lengths(steps, len(A), A.shape[1], 'steps'), checked_lengths(tokens, len(A), A.shape[2], 'tokens'))
 
 
 def pad_maps(
