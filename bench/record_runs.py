@@ -33,8 +33,8 @@ VALIDATIONS = 30
 DIGITS = dict(frontend='characters', sample_rate=8000, n_fft=512, hop_length=100, win_length=512, n_mels=40, mel_fmax=4000, trim_db=0)
 ALWAYS = dict(device='cpu', threads=1, n_validation=36, n_free_running=16)
 ATTENTIONS = ('location', 'forward', 'dynamic', 'stepwise')
-STEP, EVALUATED = ('train_loss', 'mel_loss', 'gate_loss', 'guided_loss', 'grad_norm'), ('val_', 'gate_acc', 'token_', 'alignment', 'attention', 'free_', 'success',
-                                                                                      'stop_rate', 'duration', 'mcd', 'distance', 'score')
+STEP = ('train_loss', 'mel_loss', 'gate_loss', 'guided_loss', 'grad_norm')
+EVALUATED = ('val_', 'gate_acc', 'token_', 'alignment', 'attention', 'free_', 'success', 'stop_rate', 'duration', 'mcd', 'distance', 'score')
 
 
 class Disturbed(Learner):
@@ -69,8 +69,8 @@ def plan() -> list[dict[str, Any]]:
             add(f'{a}_slow', attention=a, learning_rate=10 ** draw.uniform(-4.3, -3.2))
             add(f'{a}_wrong_labels', 'wrong labels', attention=a, learning_rate=draw.uniform(5e-3, 1.2e-2))
         for i in range(10):
-            add(f'random{i}', attention=draw.choice(ATTENTIONS), learning_rate=10 ** draw.uniform(-3.5, -1.3), guided_attention_weight=draw.choice((0.0, 0.5, 2.0, 5.0, 20.0)),
-                prenet_dropout=draw.choice((0.1, 0.3, 0.5, 0.8)), n_frames_per_step=draw.choice((2, 3, 4, 5)), batch_size=draw.choice((8, 16)),
+            add(f'random{i}', attention=draw.choice(ATTENTIONS), learning_rate=10 ** draw.uniform(-3.5, -1.3),
+                guided_attention_weight=draw.choice((0.0, 0.5, 2.0, 5.0, 20.0)), prenet_dropout=draw.choice((0.1, 0.3, 0.5, 0.8)), n_frames_per_step=draw.choice((2, 3, 4, 5)), batch_size=draw.choice((8, 16)),
                 encoder_dropout=draw.choice((0.1, 0.5)), grad_clip_thresh=draw.choice((0.3, 1.0, 5.0)))
         add('gate_unweighted', 'silent gate', gate_loss_weight=0.0)
         add('gate_faint', 'silent gate', gate_loss_weight=1.0, gate_positive_weight=0.002, attention='forward')
@@ -190,12 +190,13 @@ def main() -> None:
     if not a.demo or not a.digits: ap.error('--demo and --digits name the two corpora')
     begun, made, todo = time.monotonic(), 0, [r for r in runs if not (a.parts / f'{r["name"]}.json').exists() and (not a.only or r['name'] in a.only)]
     for i, run in enumerate(todo):
+        if (a.parts / f'{run["name"]}.json').exists(): continue  # by another process, in the meantime
         found = record(run, dict(demo=a.demo, digits=a.digits), a.parts, a.cache)
         write_atomic(a.parts / f'{run["name"]}.json', json.dumps(found))
         made += 1
         left = (time.monotonic() - begun) / made * (len(todo) - made)
-        last = lambda k: (found['validation'].get(k) or [None])[-1]
-        print(f'{i + 1}/{len(todo)} {run["name"]:28} {found["status"][:30]:30} success {last("success")}  diagonality {last("alignment_score")}  '
+        success, diagonality = ((found['validation'].get(k) or [None])[-1] for k in ('success', 'alignment_score'))
+        print(f'{i + 1}/{len(todo)} {run["name"]:28} {found["status"][:30]:30} success {success}  diagonality {diagonality}  '
               f'{found["cpu_seconds"]:.0f} + {found["evaluation_seconds"]:.0f} s, {left / 60:.0f} min left', flush=True)
 
 
