@@ -70,7 +70,8 @@ def plan() -> list[dict[str, Any]]:
             add(f'{a}_wrong_labels', 'wrong labels', attention=a, learning_rate=draw.uniform(5e-3, 1.2e-2))
         for i in range(10):
             add(f'random{i}', attention=draw.choice(ATTENTIONS), learning_rate=10 ** draw.uniform(-3.5, -1.3),
-                guided_attention_weight=draw.choice((0.0, 0.5, 2.0, 5.0, 20.0)), prenet_dropout=draw.choice((0.1, 0.3, 0.5, 0.8)), n_frames_per_step=draw.choice((2, 3, 4, 5)), batch_size=draw.choice((8, 16)),
+                guided_attention_weight=draw.choice((0.0, 0.5, 2.0, 5.0, 20.0)), prenet_dropout=draw.choice((0.1, 0.3, 0.5, 0.8)),
+                n_frames_per_step=draw.choice((2, 3, 4, 5)), batch_size=draw.choice((8, 16)),
                 encoder_dropout=draw.choice((0.1, 0.5)), grad_clip_thresh=draw.choice((0.3, 1.0, 5.0)))
         add('gate_unweighted', 'silent gate', gate_loss_weight=0.0)
         add('gate_faint', 'silent gate', gate_loss_weight=1.0, gate_positive_weight=0.002, attention='forward')
