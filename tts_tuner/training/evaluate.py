@@ -27,9 +27,11 @@ from ..data.features import FeatureSet
 from ..data.loader import Batch, TTSDataset, collate
 from ..model.losses import Tacotron2Loss
 from ..model.tacotron2 import Tacotron2
-from ..quality.alignment import as_metrics, mean_scores, score_alignment, token_accuracy, true_alignment
+from ..quality.alignment import AlignmentScores, as_metrics, mean_scores, true_alignment
+from ..quality.attention_batch import distance_to_truth, score_maps
 from ..quality.score import score, spoken_successfully
 from ..quality.speech import cepstral_distance, duration_ratio, mean_frame, mean_frame_distance, stop_rate
+from .attention_twin import scores_in_place, twin_positions
 from .checkpoint import rng_state, set_rng_state
 
 # %% auto #0
@@ -143,16 +145,18 @@ class Evaluator:
 
     def _teacher_forced(self, model: Tacotron2, step: int) -> dict[str, float]:
         losses: list[tuple[float, float, float, float]] = []
-        scores, near = [], []
+        scores: list[AlignmentScores] = []
+        near: list[float] = []
         for clips, batch in self.teacher:
             out = model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths)
             parts, steps = self.loss(out, batch, step), self._steps(batch)
             gates = gate_accuracy(out.gate.float().cpu().numpy(), steps, self.hp.gate_threshold)
             losses += [(float(parts.total), float(parts.mel_postnet), float(parts.gate), gates)] * len(clips)
-            for i, clip in enumerate(clips):
-                attention = out.alignments[i, :steps[i], :int(batch.text_lengths[i])].float().cpu().numpy()
-                scores.append(score_alignment(attention, self.hp.n_frames_per_step))
-                if (times := self.features.times(clip)) is not None: near.append(token_accuracy(attention, times, self.seconds_per_step))
+            scores += scores_in_place(out.alignments, steps, tokens := batch.text_lengths.cpu().numpy(), self.hp.n_frames_per_step)
+            times = {i: t for i, clip in enumerate(clips) if (t := self.features.times(clip)) is not None}
+            if not (known := list(times)): continue
+            where = twin_positions(out.alignments[known], steps[known], tokens[known])
+            near += distance_to_truth(where, list(times.values()), self.seconds_per_step).accuracy.tolist()
         found = dict(zip(('val_loss', 'val_mel_loss', 'val_gate_loss', 'gate_accuracy'), np.mean(losses, axis=0).tolist()))
         if near: found['token_accuracy'] = float(np.mean(near))
         return {**found, **as_metrics(mean_scores(scores))}
@@ -180,7 +184,7 @@ class Evaluator:
         return out
 
     def _free_running(self, sentences: Sequence[SpokenSentence]) -> dict[str, float]:
-        scores = mean_scores(score_alignment(s.free, self.hp.n_frames_per_step) for s in sentences)
+        scores = score_maps((s.free for s in sentences), self.hp.n_frames_per_step).mean()
         mean = lambda values: float(np.mean(list(values)))
         out = dict(free_alignment_score=scores.diagonality, free_focus=scores.focus, free_coverage=scores.coverage,
                    success=mean(s.ok for s in sentences), stop_rate=stop_rate([s.stopped for s in sentences]),
