@@ -27,19 +27,18 @@ def inversions(
 ) -> int:  # pairs i < j with values[i] > values[j]
     "Pairs in the wrong order, in O(n log n)"
     x = np.asarray(values, np.float64)
-    n = len(x)
-    rank = np.empty(n, np.int64)
-    rank[np.argsort(x, kind='stable')] = place = np.arange(n)
-    total = 0
+    n, total = len(x), 0
+    kind = np.int32 if n < 2**30 else np.int64
+    place, rank = np.arange(n, dtype=kind), np.empty(n, kind)
+    rank[np.argsort(x, kind='stable')] = place
     for digit in range(max(n - 1, 0).bit_length() - 1, -1, -1):
         one = (rank >> digit) & 1
         start = (rank >> (digit + 1)) << (digit + 1)  # where the group begins: ranks are 0 to n - 1
-        before = np.cumsum(one) - one
+        before = np.cumsum(one, dtype=kind) - one
         before -= before[start]  # ones of the group that came earlier
-        zero = one == 0
-        total += int(before[zero].sum())
-        moved = np.empty(n, np.int64)
-        moved[np.where(zero, place - before, start + (1 << digit) + before)] = rank
+        total += int(((1 - one) * before).sum(dtype=np.int64))
+        moved = np.empty(n, kind)
+        moved[np.where(one, start + kind(1 << digit) + before, place - before)] = rank
         rank = moved
     return total
 
