@@ -92,7 +92,7 @@ def _cheapest_track(cost: np.ndarray, pitch: np.ndarray, unvoiced: np.ndarray, s
     for t in range(T - 1, 0, -1): track.append(int(back[t, track[-1]]))
     return np.array(track[::-1])
 
-# %% ../../nbs/quality/41b_pitch.ipynb #fd0ce8e9
+# %% ../../nbs/quality/41b_pitch.ipynb #49bee94e
 def track_pitch(
     audio: ArrayLike,  # [samples], any level
     rate: int,  # Hz
@@ -102,7 +102,8 @@ def track_pitch(
     "Fundamental frequency of one voice; ValueError when the sound is not [samples] or the settings cannot be met"
     s, x = settings, np.asarray(audio, np.float64)
     if x.ndim != 1: raise ValueError(f'audio has one channel, [samples]; its shape is {x.shape}')
-    if not 0 < s.fmin < s.fmax <= rate / 8: raise ValueError(f'pitch between {s.fmin:g} and {s.fmax:g} Hz cannot be sought at {rate} Hz: 0 < fmin < fmax <= rate / 8')
+    if not 0 < s.fmin < s.fmax <= rate / 8:
+        raise ValueError(f'pitch between {s.fmin:g} and {s.fmax:g} Hz cannot be sought at {rate} Hz: 0 < fmin < fmax <= rate / 8')
     if hop < 1: raise ValueError(f'hop={hop} samples is no step')
     if not np.isfinite(x).all(): return Abstention(f'audio holds {int((~np.isfinite(x)).sum())} samples that are not finite numbers')
     if len(x) < rate * s.window: return Abstention(f'{len(x) / rate:.3f} s of sound are fewer than the {s.window:g} s that pitch needs')
