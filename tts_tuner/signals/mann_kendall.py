@@ -29,7 +29,8 @@ def inversions(
     x = np.asarray(values, np.float64)
     n, total = len(x), 0
     kind = np.int32 if n < 2**30 else np.int64
-    place, rank = np.arange(n, dtype=kind), np.empty(n, kind)
+    place: np.ndarray = np.arange(n, dtype=kind)
+    rank: np.ndarray = np.empty(n, kind)
     rank[np.argsort(x, kind='stable')] = place
     for digit in range(max(n - 1, 0).bit_length() - 1, -1, -1):
         one = (rank >> digit) & 1
