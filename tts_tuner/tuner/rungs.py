@@ -30,6 +30,7 @@ class Standing:
     step: int  # step of the validation
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)  # by the specification's names
     failure: str = ''  # why the trial cannot go on; "" when it can
+    doubts: tuple[Evidence, ...] = ()  # what detectors hold against it
 
     @property
     def problem(self) -> str:
@@ -79,7 +80,7 @@ def decide_rung(
     keep = rules.keep[rung]
     ranked = sorted(able, key=lambda s: (-promise(s), -s.quality, s.trial))
     middle = median(s.quality for s in able) if able else 0.0
-    weak = {s.trial: why for s in able if rung == 0 and (why := _weakness(s, middle, rules))}
+    weak = {s.trial: why for s in able if (why := _weakness(s, middle, rules if rung == 0 else None))}
     nobody = bool(able) and len(weak) == len(able)
     going = [s for s in ranked if nobody or s.trial not in weak][:keep]
     out = [_failed(s) for s in standings if s.problem]
@@ -90,15 +91,17 @@ def decide_rung(
             note = ' although nobody meets the thresholds yet' if nobody else ''
             out.append(Decision('promote', s.trial, s.step, f'{s.trial} goes on{note}: {said}.', (_evidence(s, 'promising', said, **numbers),)))
         elif s.trial in weak:
-            seen = _evidence(s, 'not aligning', weak[s.trial], **numbers)
-            out.append(Decision('prune', s.trial, s.step, f'{s.trial} is given up: {weak[s.trial]}.', (seen,)))
+            seen = (_evidence(s, 'not aligning', weak[s.trial], **numbers), *s.doubts)
+            out.append(Decision('prune', s.trial, s.step, f'{s.trial} is given up: {weak[s.trial]}.', seen))
         else:
             out.append(Decision('prune', s.trial, s.step, f'{s.trial} is given up: {said}, and {keep} go on.', (_evidence(s, 'outranked', said, **numbers),)))
     return sorted(out, key=lambda d: d.subject)
 
 
-def _weakness(s: Standing, middle: float, rules: Rungs) -> str:
-    "Which threshold of the first rung `s` misses; empty when none"
+def _weakness(s: Standing, middle: float, rules: Rungs | None) -> str:
+    "What a detector holds against `s`, or which threshold of the first rung it misses; empty when nothing"
+    if s.doubts: return s.doubts[0].words.rstrip('.')
+    if rules is None: return ''
     if s.diagonality < rules.min_diagonality: return f'diagonality {s.diagonality:.2f} is below {rules.min_diagonality:g}'
     if s.quality < rules.min_quality_ratio * middle:
         return f'quality {s.quality:.3f} is below {rules.min_quality_ratio:.2g} of the median, {middle:.3f}'
