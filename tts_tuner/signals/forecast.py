@@ -47,17 +47,18 @@ class Settings:
         near = omega[:, None, None] * np.exp(-apart / ell[:, None, None])
         return decay_kernel(a, b, alpha, beta) + near + gamma[:, None, None]
 
-# %% ../../nbs/signals/46a_forecast.ipynb #e1b07eb9
+# %% ../../nbs/signals/46a_forecast.ipynb #c06fda89
 @dataclass(frozen=True)
 class ForecastRule:
     "How forecasts are made; the numbers were chosen on public learning curves of other tasks than those they are judged by"
     least: int = 8  # evaluations without which nothing is said
+    early: float = 0.1  # this first share of the steps is passed over: how a run begins says little about how it ends
     most: int = 40  # older evaluations are merged into means until there are no more than so many
-    centres: tuple[float, ...] = (0.3, 0.4, 1e-3, 10.0, 1e-5, 5.0)  # medians of the prior: alpha, beta, omega, ell, nu, gamma
+    centres: tuple[float, ...] = (0.15, 0.4, 1e-3, 10.0, 1e-5, 5.0)  # medians of the prior: alpha, beta, omega, ell, nu, gamma
     spreads: tuple[float, ...] = (1.0, 1.3, 2.0, 1.5, 2.6, 2.0)  # standard deviations of their logarithms
     settings: int = 256  # drawn from that prior
     kept: int = 32  # the heaviest, which make the forecast
-    trust: float = 0.25  # tau, what one evaluation counts when settings are weighed
+    trust: float = 0.12  # tau, what one evaluation counts when settings are weighed
     widen: float = 1.5  # futures are spread about their median by this factor
     logs: bool = True  # work on logarithms where all values are above 0
     ahead: int = 24  # evaluations to come that are looked at; more are thinned evenly
@@ -91,7 +92,7 @@ def thinned(
     counts = np.diff(edges).astype(float)
     return np.add.reduceat(t, edges[:-1]) / counts, np.add.reduceat(y, edges[:-1]) / counts, counts
 
-# %% ../../nbs/signals/46a_forecast.ipynb #e42f2444
+# %% ../../nbs/signals/46a_forecast.ipynb #0f481a64
 @dataclass(frozen=True, eq=False)
 class _Seen:
     "Evaluations in the units of the model"
@@ -118,26 +119,30 @@ def _seen(values: ArrayLike, steps: ArrayLike | None, lower_is_better: bool, rul
     logs = rule.logs and lower_is_better and bool((y > 0).all())
     sign = 1.0 if lower_is_better else -1.0
     z = np.log(y) if logs else sign * y
-    if np.ptp(z) <= 1e-12 * max(1.0, float(np.abs(z).max())):
-        return Abstention(f'all {len(y)} values are the same: a curve that has not moved yet says nothing about where it goes')
-    base, size = float(z[-1]), float(np.std(z))
-    times, scaled, counts = thinned(t, (z - base) / size, rule.most)
+    late = t >= rule.early * t[-1]
+    base, size = float(z[-1]), float(np.std(z[late]))
+    if size <= 1e-12 * max(1.0, abs(base)):
+        return Abstention(f'the last {late.sum()} values are all the same: a curve that does not move says nothing about where it goes')
+    times, scaled, counts = thinned(t[late], (z[late] - base) / size, rule.most)
     return _Seen(times, scaled, counts, base, size, logs, sign), t, y
 
 
-def _factor(settings: Settings, seen: _Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Cholesky factors [k, n, n], the evaluations solved through them [k, n], and log p(y|theta) [k] up to a constant"
-    x, i = seen.t / settings.span, np.arange(len(seen.t))
+def _factor(settings: Settings, seen: _Seen, later: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Cholesky factors of evaluations seen and to come [k, n + m, n + m], those seen solved through them [k, n], and b_n [k]"
+    n, x = len(seen.t), np.concatenate([seen.t, later]) / settings.span
+    counts, i = np.concatenate([seen.counts, np.ones(len(later))]), np.arange(len(x))
     K = settings.covariance(x, x)
-    K[:, i, i] += np.exp(settings.logs[:, 4])[:, None] / seen.counts + JITTER
+    K[:, i, i] += np.exp(settings.logs[:, 4])[:, None] / counts + JITTER
     L = np.linalg.cholesky(K)
-    z = np.linalg.solve(L, np.broadcast_to(seen.y, (len(K), len(x)))[..., None])[..., 0]
-    return L, z, -np.log(L[:, i, i]).sum(1) - (A0 + len(x) / 2) * np.log(B0 + 0.5 * (z * z).sum(1))
+    z = np.empty((len(K), n))
+    for r in range(n): z[:, r] = (seen.y[r] - np.einsum('kj,kj->k', L[:, r, :r], z[:, :r])) / L[:, r, r]
+    return L, z, B0 + 0.5 * (z * z).sum(1)
 
 
 def _weighed(seen: _Seen, span: float, rule: ForecastRule) -> Settings:
     every = Settings(prior_settings(rule), np.full(rule.settings, 1 / rule.settings), span)
-    score = rule.trust * _factor(every, seen)[2]
+    L, _, b = _factor(every, seen, np.empty(0))
+    score = rule.trust * (-np.log(np.diagonal(L, axis1=1, axis2=2)).sum(1) - (A0 + len(seen.t) / 2) * np.log(b))
     order = np.argsort(-score, kind='stable')[:rule.kept]
     weights = np.exp(score[order] - score[order[0]])
     return Settings(every.logs[order], weights / weights.sum(), span)
@@ -154,7 +159,7 @@ def weigh(
     if isinstance(found, Abstention): return found
     return _weighed(found[0], float(found[1][-1]), rule)
 
-# %% ../../nbs/signals/46a_forecast.ipynb #781d0f69
+# %% ../../nbs/signals/46a_forecast.ipynb #9ebcf764
 @dataclass(frozen=True)
 class Gain:
     "What is left to be had"
@@ -210,14 +215,10 @@ class Forecast:
 
 def _draw(settings: Settings, seen: _Seen, later: np.ndarray, rule: ForecastRule, rng: np.random.Generator) -> np.ndarray:
     "[draws, m] futures in units of the model"
-    L, z, _ = _factor(settings, seen)
-    x, ahead, m = seen.t / settings.span, later / settings.span, len(later)
-    A = np.linalg.solve(L, settings.covariance(x, ahead))
-    mean = np.einsum('knm,kn->km', A, z)
-    C = settings.covariance(ahead, ahead) - np.einsum('knm,knl->kml', A, A)
-    C[:, range(m), range(m)] += np.exp(settings.logs[:, 4])[:, None] + 1e-7
-    root = np.linalg.cholesky(C)
-    a, b = A0 + len(x) / 2, B0 + 0.5 * (z * z).sum(1)
+    n, m = len(seen.t), len(later)
+    L, z, b = _factor(settings, seen, later)
+    mean = np.einsum('kmn,kn->km', L[:, n:, :n], z)
+    a, root = A0 + n / 2, L[:, n:, n:]
     which = np.sort(rng.choice(len(b), rule.draws, p=settings.weights))
     normal = rng.standard_normal((rule.draws, m)) * np.sqrt(b[which] / rng.gamma(a, size=rule.draws))[:, None]
     drawn = np.empty((rule.draws, m))
