@@ -96,8 +96,8 @@ def ar1(
     for i in range(1, n if phi else 0): e[i] += phi * e[i - 1]
     return e
 
-# %% ../../nbs/signals/43a_simulator.ipynb #202f2964
-@dataclass(frozen=True)
+# %% ../../nbs/signals/43a_simulator.ipynb #59db97ee
+@dataclass(frozen=True, eq=False)
 class Curve:
     "A simulated run and the truth about it"
     recipe: Recipe

@@ -142,7 +142,7 @@ def _hparams(place: Path) -> dict[str, Any]:
         return {str(k): v for k, v in found.items() if isinstance(v, (str, bool, int, float))} if isinstance(found, dict) else {}
     return {}
 
-# %% ../../nbs/tuner/67b_histories.ipynb #30ebfb37
+# %% ../../nbs/tuner/67b_histories.ipynb #7599bc5c
 def read_mlflow(
     uri: str,  # sqlite:///mlflow.db or http://host:5000
     metric: str,
@@ -153,7 +153,10 @@ def read_mlflow(
 ) -> list[RecordedRun]:
     "A run for each MLflow run that has logged the metric; UserError when none has, or when the store cannot be read"
     file = uri.removeprefix('sqlite:///')
-    if uri.startswith('sqlite:///') and not Path(file).is_file(): raise UserError(f'There is no MLflow store at {file}.')
+    if uri.startswith('sqlite:///'):
+        if not Path(file).is_file(): raise UserError(f'There is no MLflow store at {file}.')
+        with open(file, 'rb') as f:
+            if f.read(15) != b'SQLite format 3': raise UserError(f'{file} is not an SQLite file, so the MLflow store cannot be read.')
     telemetry_off()
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -267,7 +270,7 @@ def read_npz(
         loss = z[metric].astype(np.float64)
         return Task(path.stem, -loss if maximize else loss, z['hp'].astype(np.float64) if 'hp' in z.files else None)
 
-# %% ../../nbs/tuner/67b_histories.ipynb #00101999
+# %% ../../nbs/tuner/67b_histories.ipynb #345d35f5
 MOST = 200  # epochs of a table; longer curves are thinned
 
 
@@ -302,8 +305,9 @@ def as_task(
 def _on(grid: np.ndarray, run: RecordedRun) -> np.ndarray:
     "[len(grid)] value last logged at each step of the grid; inf before the first, and after the end of a run that failed"
     at = np.searchsorted(run.steps, grid, side='right') - 1
-    values = np.where(at >= 0, run.values[np.maximum(at, 0)], np.inf)
-    return np.where((run.status == 'failed') & (grid > run.steps[-1]), np.inf, values)
+    known = (at >= 0) & ~((run.status == 'failed') & (grid > run.steps[-1]))
+    values = run.values[np.maximum(at, 0)]
+    return np.where(known & np.isfinite(values), values, np.inf)
 
 
 def settings_table(

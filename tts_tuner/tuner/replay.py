@@ -20,7 +20,7 @@ __all__ = ['Policy', 'StudyView', 'Task', 'Study', 'Outcome', 'play', 'name_of',
            'median_rule', 'percentile_rule', 'rungs', 'top', 'halving', 'hyperband', 'Result', 'replay', 'interval',
            'paired', 'front', 'table', 'picture']
 
-# %% ../../nbs/tuner/67a_replay.ipynb #a0586211
+# %% ../../nbs/tuner/67a_replay.ipynb #17fa39f6
 class StudyView(Protocol):
     "What a policy may use"
     n: int  # trials
@@ -34,7 +34,7 @@ class StudyView(Protocol):
 Policy = Callable[[StudyView], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     "Recorded trials of one task"
     name: str
@@ -257,8 +257,8 @@ def hyperband(
             _climb(study, trials, steps, study.T)
     return _named(f'hyperband {eta}' + (f', {lowest}' if lowest > 1 else ''), policy)
 
-# %% ../../nbs/tuner/67a_replay.ipynb #22225a43
-@dataclass(frozen=True)
+# %% ../../nbs/tuner/67a_replay.ipynb #c9c522d4
+@dataclass(frozen=True, eq=False)
 class Result:
     "A policy on many draws"
     name: str

@@ -21,11 +21,11 @@ from .replay import Policy, StudyView, interval, name_of
 __all__ = ['TOLERANCE', 'Rule', 'RunSoFar', 'RecordedRun', 'Stopped', 'play_run', 'never', 'patience_rule', 'RuleResult',
            'replay_runs', 'rule_table', 'rule_picture', 'each_until']
 
-# %% ../../nbs/tuner/67c_replay_runs.ipynb #dc0cd23b
+# %% ../../nbs/tuner/67c_replay_runs.ipynb #34e1214b
 TOLERANCE = 0.005
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunSoFar:
     "What a rule may see"
     steps: np.ndarray  # [i] rising
@@ -36,7 +36,7 @@ class RunSoFar:
 Rule = Callable[[RunSoFar], bool]  # True: stop now
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RecordedRun:
     "A run that was trained to its end"
     name: str
@@ -107,8 +107,8 @@ def patience_rule(
     rule.__name__ = f'patience {validations}' + (f', gain {gain:g}' if gain else '')
     return rule
 
-# %% ../../nbs/tuner/67c_replay_runs.ipynb #4b170421
-@dataclass(frozen=True)
+# %% ../../nbs/tuner/67c_replay_runs.ipynb #63adae46
+@dataclass(frozen=True, eq=False)
 class RuleResult:
     "A rule on many runs"
     name: str
