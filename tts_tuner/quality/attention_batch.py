@@ -110,7 +110,7 @@ class BatchScores:
         "Diagonality less a penalty for going back"
         return np.maximum(0.0, self.diagonality - monotonic_penalty * (1 - self.monotonicity))
 
-# %% ../../nbs/quality/40a_attention_batch.ipynb #a4b04e0f
+# %% ../../nbs/quality/40a_attention_batch.ipynb #7985420b
 class _Ready(NamedTuple):
     A: np.ndarray  # [B, T, N], valid rows sum to one, zero in the padding
     steps: np.ndarray  # [B]
@@ -150,7 +150,7 @@ def _score(m: _Ready, r: int, g: float) -> tuple[np.ndarray, ...]:
     L, uniform = 1 - np.einsum('btn,btn->b', A, K) / T, 1 - np.einsum('btn,bt,bn->b', K, m.rows * 1.0, m.cols * 1.0, optimize=True) / (T * N)
     d = np.clip(1 - L / np.where(one, 1, uniform), 0, 1)
     np.log(np.maximum(A, 1e-300, out=K), out=K)
-    H = np.clip(-np.einsum('btn,btn->b', A, K) / T / np.log(np.maximum(N, 2)), 0, 1)
+    H = np.clip(-np.einsum('btn,btn->b', A, K) / T / np.log(np.maximum(N, 2)), 0, 1) + 0.0
     inner = m.rows[:, 1:]
     forth = ((np.diff(A @ np.arange(A.shape[2]), axis=1) >= -0.5 - HAIR) & inner).sum(1)
     move = np.diff(A.argmax(2), axis=1)

@@ -53,7 +53,7 @@ def _ready(A: torch.Tensor, steps: Lengths, tokens: Lengths) -> _Ready:
     A = torch.where((rows & (mass <= 0))[:, :, None], uniform[:, None], A / torch.where(mass > 0, mass, 1)[:, :, None])
     return _Ready(A, T_b, N_b, rows, cols, broken)
 
-# %% ../../nbs/training/52a_attention_twin.ipynb #a607bdc9
+# %% ../../nbs/training/52a_attention_twin.ipynb #74440a29
 class TwinScores(NamedTuple):
     "Scores of a batch on the device; `numpy` makes them the `BatchScores` they equal"
     values: torch.Tensor  # [8, B], in the order of the fields of `BatchScores`
@@ -79,7 +79,7 @@ def twin_scores(
     L, uniform = 1 - (A * K).sum((1, 2)) / T, 1 - (K * (m.rows[:, :, None] & m.cols[:, None])).sum((1, 2)) / (T * N)
     one = m.tokens == 1
     d = (1 - L / torch.where(one, 1, uniform)).clamp(0, 1)
-    H = (-torch.xlogy(A, A).sum((1, 2)) / T / N.clamp(min=2).log()).clamp(0, 1)
+    H = (-torch.xlogy(A, A).sum((1, 2)) / T / N.clamp(min=2).log()).clamp(0, 1) + 0.0
     forth = ((torch.diff(A @ n, dim=1) >= -0.5 - HAIR) & m.rows[:, 1:]).sum(1)
     move, inner, peak = torch.diff(A.argmax(2), dim=1), m.rows[:, 1:], A.amax(1)
     read = (peak >= 0.1 - HAIR) & (peak > (1.5 / N)[:, None] + HAIR) & m.cols
