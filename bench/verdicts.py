@@ -161,7 +161,7 @@ def stopping(runs: Sequence[Run], sentences: int = 16) -> dict[str, float]:
         if meddled_late(run) or 'stop_rate' not in run['validation'] or 'duration_ratio' not in run['validation']: continue
         p, d, length = (column(run, n) for n in ('stop_rate', 'alignment_score', 'duration_ratio'))
         end = 'never stops' if p[-3:].mean() < 0.5 else 'stops too early' if length[-3:].mean() < 0.5 else 'stops'
-        aligned = bool((d[-8:] >= 0.7).all())
+        aligned = bool((d[-8:] >= 0.8).all())
         first = next((v for n in range(1, len(p) + 1) if isinstance(v := never_stops(p[:n], d[:n], sentences, length[:n]), StopVerdict)), None)
         if aligned and end != 'stops':
             bad += 1

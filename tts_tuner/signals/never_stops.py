@@ -31,12 +31,12 @@ def rate_interval(
     half = z / (1 + z * z / n) * float(np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)))
     return max(0.0, middle - half), min(1.0, middle + half)
 
-# %% ../../nbs/signals/47f_never_stops.ipynb #89355a83
+# %% ../../nbs/signals/47f_never_stops.ipynb #30e3896e
 @dataclass(frozen=True)
 class StopRule:
     "When a stop rate is called a fault"
     window: int = 8  # w, evaluations in a row
-    aligned: float = 0.7  # diagonality from which attention is on the text
+    aligned: float = 0.8  # diagonality from which attention is on the text
     half: float = 0.5  # share of sentences a verdict must be sure to be above or below
     shortest: float = 0.5  # mean length over the recordings'; below it speech is cut off
     z: float = 1.645  # of the interval
