@@ -88,7 +88,7 @@ def plan() -> list[dict[str, Any]]:
 
 
 def doubtful() -> list[dict[str, Any]]:
-    "More runs with settings that make failure likely, since most of the others speak"
+    "More runs that are likely to fail, since most of the others speak"
     draw, runs = random.Random(21), []
     for corpus, lengths in (('demo', (240, 300, 360)), ('digits', (120, 150, 210))):
         def add(name: str, fault: str = '', corpus: str = corpus, lengths: tuple[int, ...] = lengths, **hp: Any) -> None:
@@ -100,6 +100,7 @@ def doubtful() -> list[dict[str, Any]]:
         add('gate_weak', 'silent gate', attention='location', gate_loss_weight=0.02)
         add('gate_biased', 'silent gate', attention='dynamic', gate_positive_weight=0.02)
         add('half_wrong_labels', 'half wrong labels', attention='location', guided_attention_weight=1.0)
+        for a, k in (('dynamic', 50), ('stepwise', 200), ('forward', 500)): add(f'{a}_jump{k}', 'jump', attention=a, jump=k)
     return runs
 
 
