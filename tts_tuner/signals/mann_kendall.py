@@ -33,9 +33,10 @@ def inversions(
     rank: np.ndarray = np.empty(n, kind)
     rank[np.argsort(x, kind='stable')] = place
     for digit in range(max(n - 1, 0).bit_length() - 1, -1, -1):
-        one = (rank >> digit) & 1
+        one: np.ndarray = (rank >> digit) & 1
         start = (rank >> (digit + 1)) << (digit + 1)  # where the group begins: ranks are 0 to n - 1
-        before = np.cumsum(one, dtype=kind) - one
+        before: np.ndarray = np.cumsum(one, dtype=kind)
+        before -= one
         before -= before[start]  # ones of the group that came earlier
         total += int(((1 - one) * before).sum(dtype=np.int64))
         moved = np.empty(n, kind)
@@ -156,6 +157,14 @@ def _of_rank(t: np.ndarray, x: np.ndarray, rank: float) -> float:
     return (low + high) / 2
 
 
+def _between(x: np.ndarray, place: float) -> float:
+    "The value at a place of the sorted array, between two of them on a straight line"
+    below = min(max(math.floor(place), 0), len(x) - 1)
+    above = min(below + 1, len(x) - 1)
+    a, b = np.partition(x, (below, above))[[below, above]]
+    return float(a + (b - a) * min(max(place - below, 0.0), 1.0))
+
+
 def sen_slope(
     values: ArrayLike,  # [n]
     steps: ArrayLike | None = None,  # [n] rising; 0, 1, 2 ... when not given
@@ -175,6 +184,6 @@ def sen_slope(
     ranks = ((pairs - c) / 2, (pairs + c) / 2 + 1)
     if n > direct: return SenSlope(_of_rank(t, x, pairs / 2), _of_rank(t, x, ranks[0]), _of_rank(t, x, ranks[1]))
     i, j = np.triu_indices(n, 1)
-    slopes = np.sort((x[j] - x[i]) / (t[j] - t[i]))
-    low, high = (float(np.interp(r - 1, np.arange(pairs), slopes)) for r in ranks)
-    return SenSlope(float(np.median(slopes)), low, high)
+    slopes = (x[j] - x[i]) / (t[j] - t[i])
+    low, middle, high = (_between(slopes, r - 1) for r in (ranks[0], (pairs + 1) / 2, ranks[1]))
+    return SenSlope(middle, low, high)

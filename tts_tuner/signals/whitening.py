@@ -16,7 +16,7 @@ from .series import Abstention, as_series, finite_or_abstain
 
 # %% auto #0
 __all__ = ['GRID', 'carried_over', 'Line', 'line_through', 'carried_noise', 'robust_sigma', 'Reference', 'reference',
-           'block_means']
+           'without_spikes', 'block_means']
 
 # %% ../../nbs/signals/43b_whitening.ipynb #b2eac1ac
 def carried_over(
@@ -35,7 +35,7 @@ def carried_over(
     if corrected: r = (n * r + 2) / (n - 4) if line else (n * r + 1) / (n - 3)
     return float(np.clip(r, -0.99, 0.99))
 
-# %% ../../nbs/signals/43b_whitening.ipynb #a18566f3
+# %% ../../nbs/signals/43b_whitening.ipynb #196afac0
 GRID = np.concatenate([np.linspace(-0.9, 0.8, 69), np.linspace(0.81, 0.995, 38)])  # values of phi that are tried
 
 
@@ -62,8 +62,8 @@ class Line:
 
     @property
     def freedom(self) -> float:
-        "Degrees of freedom for Student's t: twice the effective points less 2, within 2 to n - 2"
-        return float(min(max(2 * self.effective - 2, 2.0), self.n - 2))
+        "Degrees of freedom for Student's t: four times the effective points less 2, at least 2 and at most n / 3"
+        return min(max(4 * self.effective - 2, 2.0), self.n / 3)
 
 
 def line_through(
@@ -145,6 +145,26 @@ def reference(
     r = kept - level
     sigma = robust_sigma(r[1:] - phi * r[:-1] + level) if len(x) > 1 else spread
     return Reference(level, phi, sigma, len(x))
+
+# %% ../../nbs/signals/43b_whitening.ipynb #d6e5a69a
+def without_spikes(
+    values: ArrayLike,  # [n] finite
+    reach: int = 2,  # neighbours on each side, at least 1
+    times: float = 6.0,  # a spike is so many times as far from the median of its neighbourhood as is usual
+) -> tuple[np.ndarray, int]:  # the values, spikes replaced by that median, and how many there were
+    "Take single spikes out (Hampel 1974)"
+    y = as_series(values)[1]
+    if reach < 1: raise ValueError(f'reach={reach} is not at least 1')
+    if not np.isfinite(y).all(): raise ValueError(f'values of shape {y.shape} are not all finite')
+    if len(y) < 4 * reach + 1: return y, 0
+    inner = slice(reach, len(y) - reach)
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(y, 2 * reach + 1), axis=1)
+    off = np.abs(y[inner] - middle)
+    spread = 1.4826 * float(np.median(off[off > 0])) if (off > 0).any() else 0.0
+    spikes = off > times * spread
+    out = y.copy()
+    out[inner] = np.where(spikes, middle, y[inner])
+    return out, int(spikes.sum())
 
 # %% ../../nbs/signals/43b_whitening.ipynb #a50a04c8
 def block_means(
