@@ -126,11 +126,11 @@ def divergence(runs: Sequence[Run], draws: int) -> dict[str, float]:
     return out
 
 
-def broken(run: Run, onset: int) -> bool:
-    "Was attention lost for good at an evaluation? The loss is not asked"
-    d = column(run, 'alignment_score')
-    before = np.median(d[max(0, onset - 5):onset]) if onset else 0.5
-    return bool(np.median(d[onset:onset + 5]) < 0.6 * before and d[-1] < 0.6 * before)
+def broken(run: Run, onset: int, name: str = 'alignment_score') -> bool:
+    "Was a ruler lost for good at an evaluation? The loss is not asked. A run that was meddled with from its start had no level, so half of all counts"
+    v = column(run, name)
+    before = np.median(v[max(0, onset - 5):onset]) if run['jump'] else 0.5
+    return bool(np.median(v[onset:onset + 5]) < 0.6 * before and v[-1] < 0.6 * before)
 
 
 def recorded_divergence(runs: Sequence[Run], alarm: Callable[[np.ndarray], int | None]) -> tuple[int, int, int, int, list[str]]:
