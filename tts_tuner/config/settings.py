@@ -21,8 +21,8 @@ from .hparams import PRESETS, HParams, create_hparams, hparam_fields, parse_over
 
 # %% auto #0
 __all__ = ['Scalar', 'SMALL_SPACE', 'FULL_SPACE', 'RUNG_SHARES', 'parse_duration', 'Strict', 'Dimension', 'default_space',
-           'Rungs', 'Optimization', 'Tracking', 'RunSettings', 'check_settings', 'load_settings', 'settings_to_yaml',
-           'save_settings', 'check_same_study']
+           'Rungs', 'EarlyStopping', 'Optimization', 'Tracking', 'RunSettings', 'check_settings', 'load_settings',
+           'settings_to_yaml', 'save_settings', 'check_same_study']
 
 # %% ../../nbs/config/05_settings.ipynb #44582bc3
 _UNITS = dict(s=1, m=60, h=3600, d=86400)
@@ -104,12 +104,12 @@ def default_space(
     return {k: Dimension(**v) for k, v in (SMALL_SPACE if preset == 'small' else FULL_SPACE).items()}
 
 # %% ../../nbs/config/05_settings.ipynb #06424c17
-RUNG_SHARES = (0.04, 0.3)  # usual places of the rungs, as shares of max_steps
+RUNG_SHARES = (0.04, 1 / 3)  # usual places of the rungs, as shares of max_steps
 
 
 class Rungs(Strict):
     "When trials are compared, and how many are kept"
-    steps: tuple[int, ...] = Field(default=(), description='steps at which trials are compared, before max_steps; none given: 4 % and 30 % of it')
+    steps: tuple[int, ...] = Field(default=(), description='steps at which trials are compared, before max_steps; none given: 4 % and a third of it')
     keep: tuple[int, ...] = Field(default=(4, 2), description='trials kept at each of them; even numbers leave no core of two idle')
     cohort: int = Field(default=8, ge=2, description='trials that climb together; the next ones are proposed with knowledge of these')
     min_diagonality: float = Field(default=0.25, ge=0, le=1, description='first rung: less is given up')
@@ -130,6 +130,14 @@ class Rungs(Strict):
     ) -> Rungs:  # with steps of its own
         "These rungs, at their usual places when none were given"
         return self if self.steps else self.model_copy(update=dict(steps=tuple(math.ceil(share * max_steps) for share in RUNG_SHARES)))
+
+
+class EarlyStopping(Strict):
+    "When a run is ended, or given up, by what its validations show"
+    enabled: bool = Field(default=True, description='false lets each run go to its end')
+    diverging: bool = Field(default=True, description='give up a run whose held-out loss explodes')
+    will_it_align: bool = Field(default=True, description='give up at a rung, from a third of the run on, what will not speak')
+    never_stops: bool = Field(default=True, description='warn of a stop gate that has not learnt its part')
 
 
 class Optimization(Strict):
@@ -168,6 +176,7 @@ class RunSettings(Strict):
     max_trials: int = Field(default=100, ge=1, description='never more than these')
     timeout: str = Field(default='24h', description='no new work after so long: 24h, 90m, 1h30m')
     rungs: Rungs = Rungs()
+    early_stopping: EarlyStopping = EarlyStopping()
     optimization: Optimization = Optimization()
     workers: int | Literal['auto'] = Field(default='auto', description='trials side by side; auto is one for each GPU, or else for each core')
     restarts: int = Field(default=1, ge=0, description='times a trainer that died unexpectedly is started again')
