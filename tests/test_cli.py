@@ -9,7 +9,7 @@ import pytest
 from tts_tuner import cli
 from tts_tuner.config.errors import TTSTunerError
 
-VERBS = ('run', 'config', 'train', 'synth', 'import', 'export', 'report', 'doctor', 'demo-corpus', 'version')
+VERBS = ('run', 'config', 'train', 'synth', 'import', 'export', 'replay', 'report', 'doctor', 'demo-corpus', 'version')
 HEADLESS = {k: v for k, v in os.environ.items() if k not in ('DISPLAY', 'WAYLAND_DISPLAY', 'MPLBACKEND')}
 
 

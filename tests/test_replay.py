@@ -269,3 +269,39 @@ def test_recorded_runs_with_their_ends(tmp_path):
     tasks, whole, said = read_history(str(tmp_path / 'r.jsonl'), 'score', maximize=True, extra=('val_loss',))
     assert [r.name for r in whole] == ['a'] and tasks[0].loss[:, 0].tolist() == [0, -0.1, -0.2] and (whole[0].extra['val_loss'] == 1).all()
     assert tasks[0].hp.ravel().tolist() == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- the command
+
+@pytest.fixture
+def ask(capsys, monkeypatch, tmp_path):
+    from tts_tuner import cli
+    monkeypatch.chdir(tmp_path)
+    for name in ('MLFLOW_DISABLE_TELEMETRY', 'DO_NOT_TRACK', 'MPLBACKEND'): monkeypatch.setenv(name, os.environ.get(name, 'Agg' if name == 'MPLBACKEND' else 'true'))
+
+    def call(*words):
+        with pytest.raises(SystemExit) as ended: cli.main(['replay', *map(str, words)])
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+    return call
+
+
+def test_asked_of_a_store(ask, store, tmp_path):
+    code, out, err = ask(store, '--policy', 'none', '--policy', 'top:2,1', '--against', 'none', '--picture', tmp_path / 'p.svg')
+    assert (code, err) == (0, '') and 'anna: 1 of 4 stopped early' in out and 'minus no stopping' in out and '1 study of 4 trials' in out, out
+    assert '<svg' in (tmp_path / 'p.svg').read_text()
+    code, out, _ = ask(store, '--single', '--policy', 'patience:3')
+    assert code == 0 and '2 runs. The oracle' in out and "oracle's" in out
+
+
+@pytest.mark.parametrize('words, said', [
+    (['nowhere'], 'nowhere'), (['simulated', '--policy', 'toop:5'], 'Did you mean "top"'), (['simulated', '--ended', 'so'], 'hold or leave'),
+    (['simulated', '--picture', 'p.doc'], '.png'), (['simulated', '--single', '--policy', 'top:5'], 'no rule "top"'), (['none.db'], 'none.db')])
+def test_questions_that_cannot_be_asked(ask, words, said):
+    code, out, err = ask(*words)
+    assert code == 2 and out == '' and err.count('\n') == 1 and said in err and 'Traceback' not in err, err
+
+
+def test_policies_are_listed(ask):
+    code, out, _ = ask('--policies')
+    assert code == 0 and all(word in out for word in ('top', 'rungs', 'promotion', 'hyperband', 'patience:10'))

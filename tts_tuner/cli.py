@@ -7,6 +7,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/cli.html.md"""
 # %% ../nbs/90_cli.ipynb #e33b59e1
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from .config.errors import TTSTunerError, UserError
 # %% auto #0
 __all__ = ['app', 'ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Workers',
            'Seed', 'Deploy', 'Track', 'Words', 'ending', 'run', 'config', 'demo_corpus', 'train', 'newest', 'synth',
-           'import_', 'export', 'report', 'doctor', 'version', 'main']
+           'import_', 'export', 'replay', 'report', 'doctor', 'version', 'main']
 
 # %% ../nbs/90_cli.ipynb #57a50696
 def _keep_traceback(error: BaseException) -> Path:
@@ -323,6 +324,62 @@ def export(
     said = export_published(path, out, layout, rows)
     print(f'{out}: {path} in the layout "{layout}".')
     for sentence in said: print(sentence)
+
+# %% ../nbs/90_cli.ipynb #a96e959d
+@contextlib.contextmanager
+def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
+    "A bar on standard error while something is counted; nothing where that is no terminal"
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+@_verb('replay', 'tts-tune replay', 'tts-tune replay simulated --picture pareto.png', 'tts-tune replay runs/anna --metric score --maximize',
+       'tts-tune replay mlflow.db --experiment tacotron2_autotuning --policy top:3,2 --policy promotion:0.13',
+       'tts-tune replay http://localhost:5000 --experiment voices --ended leave --against top:5,5',
+       'tts-tune replay logs/tensorboard --metric val/loss --single',
+       'tts-tune replay runs --single --policy patience:5 --policy patience:10,0.005')
+def replay(
+    source: Annotated[str, typer.Argument(help='Folder of runs or TensorBoard files, MLflow store or server, .npz, .jsonl; or the word simulated.')] = 'runs',
+    metric: Annotated[str, typer.Option(help='What is judged. [val_loss; valid_loss of .npz]')] = '',
+    maximize: Annotated[bool, typer.Option('--maximize', help='Higher is better.')] = False,
+    policy: Annotated[list[str] | None, typer.Option(help='Policy to play, as often as wanted; --policies lists them. [the usual ones]')] = None,
+    policies: Annotated[bool, typer.Option('--policies', help='List policies and rules, and leave.')] = False,
+    single: Annotated[bool, typer.Option('--single', help='Ask when each run would have been stopped, with no other to compare it with.')] = False,
+    against: Annotated[str, typer.Option(help='Policy that the others are compared with on the same draws.')] = '',
+    experiment: Annotated[str, typer.Option(help='MLflow experiment. [all of them]')] = '',
+    ended: Annotated[str, typer.Option(help='Runs that were stopped early: hold keeps their last value, leave leaves them out.')] = 'hold',
+    draws: Annotated[int, typer.Option(min=1, help='Draws of each study.')] = 20,
+    n: Annotated[int | None, typer.Option('--n', min=2, help='Trials a draw. [two thirds of them, 100 at most]')] = None,
+    picture: Annotated[Path | None, typer.Option(help='PNG, SVG or PDF of what each policy costs and loses.')] = None,
+) -> None:
+    """Ask recorded curves what another way of stopping would have saved.
+
+    Nothing is trained. Compute is the share of all epochs; regret is 0 where the best trial was found and 1 where a median one was."""
+    from rich.console import Console
+
+    from tts_tuner.tuner import policies as known
+
+    if policies:
+        print(known.listed())
+        return
+    if ended not in ('hold', 'leave'): raise UserError(f'--ended is hold or leave, not "{ended}".')
+    if picture and picture.suffix not in ('.png', '.svg', '.pdf'): raise UserError(f'--picture writes .png, .svg or .pdf, not "{picture.name}".')
+    from tts_tuner.tuner.histories import read_history
+
+    question: Any = known.about_runs(policy or known.USUAL_RULES) if single else known.about_studies(policy or known.USUAL_POLICIES, against, draws, n)
+    with _watched(f'reading {source}') as tick: tasks, runs, said = read_history(source, metric, maximize, experiment, ended=ended, progress=tick)
+    with _watched('playing') as tick: answer = question(runs if single else tasks, tick)
+    for sentence in said: print(sentence)
+    if said: print()
+    Console(width=None if sys.stdout.isatty() else 160).print(answer.table)
+    print(f'\n{answer.words}')
+    if picture:
+        answer.draw(picture)
+        print(f'{picture}: the same as a picture.')
 
 # %% ../nbs/90_cli.ipynb #9d626757
 @_verb('report', 'tts-tune report', 'tts-tune report runs/anna')
