@@ -25,7 +25,7 @@ from ..signals.series import Abstention
 __all__ = ['Interval', 'PredictedOpinion', 'predict_opinion', 'Rating', 'parse_ratings', 'MeanOpinion', 'mean_opinion',
            'opinion_difference']
 
-# %% ../../nbs/quality/41c_opinions.ipynb #af083b44
+# %% ../../nbs/quality/41c_opinions.ipynb #9de0994b
 @dataclass(frozen=True)
 class PredictedOpinion:
     "What a network predicts that a panel would say; nobody was asked"
@@ -37,6 +37,9 @@ class PredictedOpinion:
 
     def as_metrics(self) -> dict[str, float]:
         return dict(dnsmos_overall=self.overall, dnsmos_signal=self.signal, dnsmos_background=self.background, dnsmos_p808=self.p808)
+
+
+_WINDOW = 144160  # samples, 9.01 s at 16 kHz
 
 
 def predict_opinion(
@@ -56,7 +59,7 @@ def predict_opinion(
     try: from speechmos import dnsmos
     except ImportError as e: raise UserError(f"A predicted opinion needs the package {e.name}: pip install 'tts_tuner[mos]'.") from None
     heard = x if rate == 16000 else np.clip(resample(x, rate, 16000), -1, 1)  # a resampled edge may overshoot by a hair
-    found = dnsmos.run(heard, 16000)
+    found = dnsmos.run(np.resize(heard, max(len(heard), _WINDOW)), 16000)  # one window; left to itself the package doubles, and hears up to nine
     return PredictedOpinion(float(found['ovrl_mos']), float(found['sig_mos']), float(found['bak_mos']), float(found['p808_mos']))
 
 # %% ../../nbs/quality/41c_opinions.ipynb #f4dcfe3e
