@@ -102,7 +102,7 @@ def test_too_little_and_wrong_input():
     with pytest.raises(ValueError, match='shape'): rates([0.5], [True, False], FULL_MODEL)
 
 
-@given(x=st.lists(st.floats(-2, 2), min_size=4, max_size=4), more=st.floats(0, 2), which=st.integers(0, 3))
+@given(x=st.lists(st.floats(-2, 2), min_size=5, max_size=5), more=st.floats(0, 2), which=st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
 def test_better_numbers_never_lower_the_probability(x, more, which):
     x, better = np.array(x), np.array(x)
@@ -127,7 +127,7 @@ def test_fit_is_the_minimum_and_does_not_mind_the_order(seed, ridge):
 
 
 def test_verdict_about_a_run_that_is_too_young():
-    run = dict(alignment_score=[0.9] * 4, gate_accuracy=[0.9] * 4, success=[1.0] * 4)
+    run = dict(alignment_score=[0.9] * 4, gate_accuracy=[0.9] * 4, free_alignment_score=[0.9] * 4, success=[1.0] * 4)
     assert isinstance(will_it_align(run, [1, 2, 3, 4], 13), Abstention) and isinstance(will_it_align({k: v[:2] for k, v in run.items()}, [3, 4], 12), Abstention)
     found = will_it_align(run, [1, 2, 3, 4], 12)
     assert isinstance(found, AlignVerdict) and found.verdict == 'will speak' and isinstance(found.evidence(), Evidence)

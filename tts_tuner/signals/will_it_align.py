@@ -20,8 +20,8 @@ from .series import Abstention, as_series, finite_or_abstain
 __all__ = ['FULL', 'FORCED', 'LAST', 'FULL_MODEL', 'FORCED_MODEL', 'SHARE', 'early_numbers', 'SpeakingModel', 'fit_model',
            'rates', 'AlignVerdict', 'will_it_align']
 
-# %% ../../nbs/signals/47d_will_it_align.ipynb #21b0f33c
-FULL = ('alignment_score', 'gate_accuracy', 'success', 'best_success')  # with free running
+# %% ../../nbs/signals/47d_will_it_align.ipynb #9bbf97ea
+FULL = ('alignment_score', 'gate_accuracy', 'free_alignment_score', 'success', 'best_success')  # with free running
 FORCED = ('alignment_score', 'attention_coverage')  # teacher forcing alone, for histories that hold no more
 LAST = 3  # validations a mean is taken over
 
@@ -104,9 +104,9 @@ def _newton(X: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
         if np.abs(step).max() < 1e-10: break
     return b
 
-# %% ../../nbs/signals/47d_will_it_align.ipynb #ecbf9521
-FULL_MODEL = SpeakingModel(FULL, 1.047, (0.493, 1.046, 0.924, 0.405))
-FORCED_MODEL = SpeakingModel(FORCED, -0.298, (0.883, 0.175))
+# %% ../../nbs/signals/47d_will_it_align.ipynb #a9ec60a0
+FULL_MODEL = SpeakingModel(FULL, 1.292, (0.531, 0.914, 0.596, 0.811, 0.489))
+FORCED_MODEL = SpeakingModel(FORCED, -0.699, (1.208, 0.122))
 SHARE = 1 / 3  # of the budget, before which nothing is said
 
 
@@ -134,7 +134,7 @@ def will_it_align(
     "Will this run speak at the end of its budget? ValueError when the series do not fit each other"
     if not budget > 0: raise ValueError(f'a budget of {budget} steps')
     t = np.asarray(steps, np.float64)
-    if model is None: model = FULL_MODEL if 'success' in validation and 'gate_accuracy' in validation else FORCED_MODEL
+    if model is None: model = FULL_MODEL if {n.removeprefix('best_') for n in FULL} <= set(validation) else FORCED_MODEL
     used = {n.removeprefix('best_') for n in model.names}
     for name in sorted(used & set(validation)): as_series(validation[name], t, name)
     if not len(t) or t[-1] < SHARE * budget * (1 - 1e-9):
