@@ -95,7 +95,7 @@ def test_too_little_and_wrong_input():
         with pytest.raises(ValueError, match='shape'): never_stops(y, y, 16, steps=steps)
     with pytest.raises(ValueError, match='stop_rates'): never_stops(np.full(8, 2.0), np.ones(8), 16)
     with pytest.raises(ValueError, match='duration_ratios'): never_stops(np.ones(8), np.ones(8), 16, np.ones(7))
-    with pytest.raises(ValueError, match='success'): early_numbers(dict(alignment_score=np.ones(3), gate_accuracy=np.ones(3)))
+    with pytest.raises(ValueError, match='free_alignment_score'): early_numbers(dict(alignment_score=np.ones(3), gate_accuracy=np.ones(3)))
     with pytest.raises(ValueError, match='alignment_score'): early_numbers(dict(alignment_score=[0, 1, 3]), ['alignment_score'])
     with pytest.raises(ValueError, match='shape'): fit_model(np.ones((3, 2)), [1, 0, 1])
     with pytest.raises(ValueError, match='both kinds'): fit_model(np.ones((3, 1)), [1, 1, 1], ['a'])
