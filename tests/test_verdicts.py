@@ -1,5 +1,9 @@
 """Verdicts about runs: properties, oracles, and what they say of recorded runs."""
 
+import gzip
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,8 +13,9 @@ from tts_tuner.config.contracts import Evidence, from_json, to_json
 from tts_tuner.signals.diverging import diverging, diverging_history
 from tts_tuner.signals.never_stops import StopVerdict, never_stops, rate_interval
 from tts_tuner.signals.series import Abstention
-from tts_tuner.signals.will_it_align import FULL_MODEL, AlignVerdict, early_numbers, fit_model, rates, will_it_align
+from tts_tuner.signals.will_it_align import FORCED_MODEL, FULL, FULL_MODEL, AlignVerdict, early_numbers, fit_model, rates, will_it_align
 
+CURVES = Path(__file__).resolve().parents[1] / 'bench/curves/tacotron2.jsonl.gz'
 losses = st.lists(st.floats(0.01, 100), min_size=8, max_size=40).map(np.array)
 shares = st.floats(0, 1)
 
@@ -134,3 +139,47 @@ def test_verdict_about_a_run_that_is_too_young():
     assert isinstance(will_it_align({k: [np.nan] * 4 for k in run}, [1, 2, 3, 4], 12), Abstention) and isinstance(will_it_align({k: [] for k in run}, [], 12), Abstention)
     with pytest.raises(ValueError, match='shape'): will_it_align(run, [1, 2, 3], 9)
     with pytest.raises(ValueError, match='rise'): will_it_align(run, [1, 2, 2, 4], 9)
+
+
+@pytest.fixture(scope='module')
+def recorded() -> list[dict]:
+    "Recorded runs that validated at least once"
+    runs = [json.loads(line) for line in gzip.decompress(CURVES.read_bytes()).decode().splitlines()]
+    return [r for r in runs if r['step']]
+
+
+def column(run, name, until=1.0):
+    return np.array([np.nan if v is None else v for v in run['validation'][name]])[[s <= until * run['budget'] for s in run['step']]]
+
+
+def table(runs, names, until=1 / 3):
+    used = {n.removeprefix('best_') for n in names}
+    found = [(early_numbers({n: column(r, n, until) for n in used}, names), column(r, 'success')[-1] >= 0.5) for r in runs]
+    return [np.array(v) for v in zip(*((x, y) for x, y in found if not isinstance(x, Abstention)))]
+
+
+def test_a_verdict_at_a_third_fitted_on_one_corpus_holds_on_the_other(recorded):
+    early = [r for r in recorded if not r['jump'] and r['fault'] != 'kicks']
+    p, y = [], []
+    for fitted, tested in (('demo', 'digits'), ('digits', 'demo')):
+        model = fit_model(*table([r for r in early if r['corpus'] == fitted], FULL), FULL)
+        x, spoke = table([r for r in early if r['corpus'] == tested], FULL)
+        p, y = np.r_[p, model.probability(x)], np.r_[y, spoke].astype(bool)
+    found = rates(p, y, model)
+    assert min(found['precision of "will fail"'], found['precision of "will speak"']) > 0.85 and found['no verdict'] <= 0.2
+    assert min(found['recall of failures'], found['recall of speakers']) > 0.75 and np.mean((p - y) ** 2) < 0.12
+
+
+@pytest.mark.parametrize('model', [FULL_MODEL, FORCED_MODEL])
+def test_the_shipped_model_is_the_one_the_recorded_runs_give(recorded, model):
+    again = fit_model(*table([r for r in recorded if not r['jump'] and r['fault'] != 'kicks'], model.names), model.names)
+    assert np.allclose([again.bias, *again.weights], [model.bias, *model.weights], atol=0.05)
+
+
+def test_recorded_runs_that_go_well_never_diverge_and_hundredfold_rates_do(recorded):
+    for run in recorded:
+        said = [n for n, v in enumerate(diverging_history(column(run, 'val_loss')), 1) if v.verdict == 'diverging']
+        if not run['fault'] and column(run, 'success')[-1] >= 0.5: assert not said, run['name']
+        if (run['jump'] or 0) >= 100:
+            half = sum(s <= run['budget'] / 2 for s in run['step'])
+            assert said and said[0] - half <= 3, run['name']
