@@ -21,13 +21,13 @@ from .series import Abstention, as_series, finite_or_abstain
 # %% auto #0
 __all__ = ['PHIS', 'Kind', 'line_costs', 'ChangePoints', 'change_points']
 
-# %% ../../nbs/signals/46_change_points.ipynb #a9a225f6
+# %% ../../nbs/signals/46_change_points.ipynb #1e63b729
 def _level_search(y: np.ndarray, least: int) -> Callable[[float], list[int]]:
     "Penalty -> positions at which the mean changes"
     try: import ruptures
     except ModuleNotFoundError as e:
         raise UserError("Change points of levels need the package ruptures: pip install 'tts_tuner[signals]'.") from e
-    algorithm = ruptures.KernelCPD(kernel='linear', min_size=least).fit(y)
+    algorithm = ruptures.KernelCPD(kernel='linear', min_size=least).fit(y - y.mean())  # centred: its costs are differences of squares
     return lambda penalty: [int(b) for b in algorithm.predict(pen=penalty)[:-1]]
 
 
