@@ -3,7 +3,7 @@
     python bench/copy_synthesis.py --data DIR [--clips N] [--iterations 60] [--power 1.2]
 
 DIR is a folder with sound files, or a corpus with wavs/ in it. One thread; the real-time factor is process time of
-the way back (mel inversion and phases) over the length of the sound. PESQ (wide band) and STOI are taken at 16 kHz.
+the way back (mel inversion and phases) over the length of the sound. PESQ (wide band), STOI and ESTOI are those of quality.perceptual.
 """
 import argparse
 import os
@@ -19,18 +19,11 @@ import torch
 
 from tts_tuner.audio.griffin_lim import vocode
 from tts_tuner.audio.mel import MelSpectrogram
-from tts_tuner.audio.wav import load_wav, resample
+from tts_tuner.audio.wav import load_wav
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.hparams import HParams, create_hparams
-
-
-def scores(reference: np.ndarray, heard: np.ndarray, rate: int) -> tuple[float, float]:
-    "PESQ (wide band) and STOI of `heard`"
-    from pesq import pesq
-    from pystoi import stoi
-    n = min(len(reference), len(heard))
-    a, b = resample(reference[:n], rate, 16000), resample(heard[:n], rate, 16000)
-    return pesq(16000, a, b, 'wb'), stoi(a, b, 16000)
+from tts_tuner.quality.perceptual import perceptual_scores
+from tts_tuner.signals.series import Abstention
 
 
 def sound_files(folder: Path, n: int) -> list[Path]:
@@ -48,9 +41,11 @@ def measure(path: Path, hp: HParams, iterations: int, power: float) -> dict[str,
     start = time.process_time()
     heard = vocode(mel, hp, n_iter=iterations, power=power)
     seconds = time.process_time() - start
-    pesq, stoi = scores(reference, heard, hp.sample_rate)
+    found = perceptual_scores(reference, heard, hp.sample_rate, 'copy_synthesis')
+    if isinstance(found, Abstention): raise UserError(f'{path.name} cannot be judged: {found.reason}.')
+    scores = {k: v if isinstance(v, float) else float('nan') for k, v in vars(found).items()}
     level = 20 * np.log10(heard.std() / reference.std())
-    return dict(pesq=pesq, stoi=stoi, rtf=seconds / (len(reference) / hp.sample_rate), level=level, peak=float(np.abs(heard).max()),
+    return dict(**scores, rtf=seconds / (len(reference) / hp.sample_rate), level=level, peak=float(np.abs(heard).max()),
                 original_peak=float(np.abs(reference).max()), seconds=len(reference) / hp.sample_rate)
 
 
@@ -68,25 +63,24 @@ def main() -> None:
         hp, files = create_hparams('default', args.hparams), sound_files(args.data, args.clips)
         vocode(np.zeros((20, hp.n_mels), np.float32), hp, n_iter=2)  # so that the first clip does not pay for starting up
         rows = []
-        print(f'{"clip":24s} {"s":>5s} {"PESQ":>5s} {"STOI":>6s} {"RTF":>6s} {"level":>8s} {"peak (was)":>13s}')
+        print(f'{"clip":24s} {"s":>5s} {"PESQ":>5s} {"STOI":>6s} {"ESTOI":>6s} {"RTF":>6s} {"level":>8s} {"peak (was)":>13s}')
         for path in files:
-            try: r = measure(path, hp, args.iterations, args.power)
-            except ImportError as e:
-                raise UserError(f"The package {e.name} is missing: pip install 'tts_tuner[quality]' (pesq needs a C compiler).") from None
+            r = measure(path, hp, args.iterations, args.power)
             rows.append(r)
-            print(f'{path.stem:24s} {r["seconds"]:5.1f} {r["pesq"]:5.2f} {r["stoi"]:6.3f} {r["rtf"]:6.3f} {r["level"]:+6.2f}dB '
+            print(f'{path.stem:24s} {r["seconds"]:5.1f} {r["pesq"]:5.2f} {r["stoi"]:6.3f} {r["estoi"]:6.3f} {r["rtf"]:6.3f} {r["level"]:+6.2f}dB '
                   f'{r["peak"]:6.2f} ({r["original_peak"]:.2f})', flush=True)
     except TTSTunerError as e:
         print(e, file=sys.stderr)
         sys.exit(e.exit_code)
-    mean = {k: float(np.mean([r[k] for r in rows])) for k in ('pesq', 'stoi', 'level')}
+    mean = {k: float(np.mean([r[k] for r in rows])) for k in ('pesq', 'stoi', 'estoi', 'level')}
     length = sum(r['seconds'] for r in rows)
     rtf = sum(r['rtf'] * r['seconds'] for r in rows) / length
     worst = min(r['pesq'] for r in rows)
-    print(f'mean of {len(rows)} clips, {length:.0f} s: PESQ-wb {mean["pesq"]:.2f} (worst {worst:.2f}), STOI {mean["stoi"]:.3f}, '
+    print(f'mean of {len(rows)} clips, {length:.0f} s: PESQ-wb {mean["pesq"]:.2f} (worst {worst:.2f}), STOI {mean["stoi"]:.3f}, ESTOI {mean["estoi"]:.3f}, '
           f'real-time factor {rtf:.3f} on one thread, level {mean["level"]:+.2f} dB')
     if args.save: results.save('copy_synthesis', dict(clips=len(rows), seconds=round(length, 1), pesq=round(mean['pesq'], 3), pesq_worst=round(worst, 3),
-                                                      stoi=round(mean['stoi'], 4), real_time_factor=round(rtf, 4)))
+                                                      stoi=round(mean['stoi'], 4),
+                                                      estoi=round(mean['estoi'], 4), real_time_factor=round(rtf, 4)))
 
 
 if __name__ == '__main__': main()

@@ -399,8 +399,8 @@ def test_what_gets_better_never_closes_a_gate(metrics, name, step, absolute):
 def test_gates_have_the_limits_that_were_asked_for():
     g = GateLimits()
     assert (g.sanity_loss, g.sanity_alignment, g.sanity_gate_accuracy, g.monitor_alignment, g.release_loss, g.release_alignment) == (30, 0.4, 0.6, 0.8, 2, 0.85)
-    voice = dict(val_loss=2.0, alignment_score=0.85, pesq=3.0, pesq_copy_synthesis=4.0)
-    assert release_gate(voice).passed and not release_gate({**voice, 'pesq': Abstention('another pace')}).passed
+    voice = dict(val_loss=2.0, alignment_score=0.85, pesq=2.0, pesq_copy_synthesis=4.0)
+    assert release_gate(voice).passed and not release_gate({**voice, 'pesq': 1.99}).passed and not release_gate({**voice, 'pesq': Abstention('another pace')}).passed
     assert 'another pace' in release_gate({**voice, 'pesq': Abstention('another pace')}).words and not release_gate(voice, GateLimits(audio_absolute=3.5)).passed
     with pytest.raises(ValueError, match='pesq'): release_gate({**voice, 'pesq': 'fine'})
     with pytest.raises(ValueError, match='copy'): release_gate({**voice, 'pesq_copy_synthesis': -1})

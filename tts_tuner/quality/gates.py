@@ -17,7 +17,7 @@ from ..signals.series import Abstention
 # %% auto #0
 __all__ = ['AUDIO_RULERS', 'Metrics', 'GateLimits', 'Check', 'GateVerdict', 'sanity_gate', 'monitor_gate', 'release_gate']
 
-# %% ../../nbs/quality/42b_gates.ipynb #0cd5c580
+# %% ../../nbs/quality/42b_gates.ipynb #611a63af
 @dataclass(frozen=True)
 class GateLimits:
     "Limits of the three gates"
@@ -27,8 +27,9 @@ class GateLimits:
     monitor_alignment: float = 0.8  # at least
     release_loss: float = 2.0  # at most
     release_alignment: float = 0.85  # at least
-    audio_ratio: float = 0.75  # at least, of what copy synthesis gets by the same ruler
-    audio_absolute: float | None = None  # at least, in place of the ratio; 3.5 suits a neural vocoder
+    pesq_ratio: float = 0.5  # at least, of what copy synthesis gets by PESQ
+    opinion_ratio: float = 0.75  # at least, of what copy synthesis gets as predicted opinion
+    audio_absolute: float | None = None  # at least, in place of the ratios; 3.5 suits a neural vocoder
 
 
 AUDIO_RULERS = ('pesq', 'dnsmos_overall')  # names of metrics; what the copy got is under NAME_copy_synthesis
@@ -67,7 +68,7 @@ class GateVerdict:
         numbers = {c.name: c.value for c in self.checks if c.value is not None}
         return Evidence(f'{self.gate} gate', 'open' if self.passed else 'closed', step, 1.0, self.words, numbers)
 
-# %% ../../nbs/quality/42b_gates.ipynb #0464cea5
+# %% ../../nbs/quality/42b_gates.ipynb #bba10ba0
 Metrics = Mapping[str, float | Abstention]
 
 
@@ -96,11 +97,10 @@ def _audio(metrics: Metrics, limits: GateLimits) -> list[Check]:
     "A check for each audio ruler that was used, or one that says that none was"
     if limits.audio_absolute is not None:
         checks = [_at_least(metrics, name, limits.audio_absolute) for name in AUDIO_RULERS]
-    else: checks = [_ratio(metrics, name, limits.audio_ratio) for name in AUDIO_RULERS]
+    else: checks = [_ratio(metrics, name, limit) for name, limit in zip(AUDIO_RULERS, (limits.pesq_ratio, limits.opinion_ratio))]
     used = [c for c in checks if c.value is not None]
     if used: return used
-    limit = limits.audio_ratio if limits.audio_absolute is None else limits.audio_absolute
-    return [Check('audio', None, limit, False, 'no ruler has judged the sound: ' + ', '.join(c.words for c in checks))]
+    return [Check('audio', None, checks[0].limit, False, 'no ruler has judged the sound: ' + ', '.join(c.words for c in checks))]
 
 
 def _ratio(metrics: Metrics, name: str, limit: float) -> Check:

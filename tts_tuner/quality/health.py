@@ -37,7 +37,7 @@ class HealthPart:
         f = (lambda v: math.log(max(v, 1e-300))) if self.log else float
         return min(1.0, max(0.0, (f(x) - f(self.bad)) / (f(self.good) - f(self.bad))))
 
-# %% ../../nbs/quality/42a_health.ipynb #26682092
+# %% ../../nbs/quality/42a_health.ipynb #09ef4cce
 HEALTH_WEIGHTS: Mapping[str, float] = dict(loss=0.30, audio=0.25, training=0.20, attention=0.15, system=0.10)
 HEALTH_PARTS: tuple[HealthPart, ...] = (
     HealthPart('loss', 'val_loss', 30.0, 0.5, log=True),
@@ -46,8 +46,8 @@ HEALTH_PARTS: tuple[HealthPart, ...] = (
     HealthPart('audio', 'success', 0.0, 1.0),
     HealthPart('audio', 'distance_ratio', 1.0, 0.3),
     HealthPart('audio', 'stop_rate', 0.0, 1.0),
-    HealthPart('audio', 'pesq_ratio', 0.4, 1.0),
-    HealthPart('audio', 'dnsmos_ratio', 0.4, 1.0),
+    HealthPart('audio', 'pesq_ratio', 0.3, 0.6),
+    HealthPart('audio', 'dnsmos_ratio', 0.4, 0.9),
     HealthPart('training', 'grad_norm', 100.0, 1.0, log=True),
     HealthPart('training', 'relative_gain', -0.05, 0.005),
     HealthPart('training', 'skipped_steps', 0.1, 0.0),
