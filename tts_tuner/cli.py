@@ -371,7 +371,8 @@ def replay(
     from tts_tuner.tuner.histories import read_history
 
     question: Any = known.about_runs(policy or known.USUAL_RULES) if single else known.about_studies(policy or known.USUAL_POLICIES, against, draws, n)
-    with _watched(f'reading {source}') as tick: tasks, runs, said = read_history(source, metric, maximize, experiment, ended=ended, progress=tick)
+    with _watched(f'reading {source}') as tick:
+        tasks, runs, said = read_history(source, metric, maximize, experiment, known.BESIDE if single else (), ended, tick)
     with _watched('playing') as tick: answer = question(runs if single else tasks, tick)
     for sentence in said: print(sentence)
     if said: print()

@@ -27,7 +27,7 @@ from .replay_runs import RecordedRun
 __all__ = ['Points', 'Progress', 'MOST', 'as_run', 'read_events', 'read_tensorboard', 'read_mlflow', 'read_runs', 'read_jsonl',
            'read_npz', 'as_task', 'settings_table', 'as_tasks', 'read_history']
 
-# %% ../../nbs/tuner/67b_histories.ipynb #7801313d
+# %% ../../nbs/tuner/67b_histories.ipynb #daaa6fe7
 Points = Mapping[str, list[tuple[float, float]]]  # metric -> (step, value), in the order of logging
 Progress = Callable[[int, int], None]  # called with runs read, runs there are
 
@@ -39,7 +39,7 @@ def as_run(
     name: str,
     points: Points,
     metric: str,
-    extra: Sequence[str] = (),  # other series wanted beside it, NaN where they have no value at a step
+    extra: Sequence[str] = (),  # other series wanted beside it, those of them that were logged
     maximize: bool = False,  # turn the metric round, so that lower is better
     **about: Any,  # settings, group, status
 ) -> RecordedRun | None:  # None when the run never logged the metric
@@ -54,9 +54,16 @@ def as_run(
     else: steps_shown = steps
     values = np.array([last[s] for s in steps])
     values = np.where(np.abs(values) > 1e300, np.nan, values)  # how a store without infinity writes it
-    beside = {k: dict(points.get(k, [])) for k in extra}
-    others = {k: np.array([beside[k].get(s, math.nan) for s in steps]) for k in extra}
+    others = {k: _beside(points[k], steps) for k in extra if k != metric and points.get(k)}
     return RecordedRun(name, steps_shown, -values if maximize else values, others, **about)
+
+
+def _beside(logged: list[tuple[float, float]], steps: np.ndarray) -> np.ndarray:
+    "[len(steps)] another series at these steps: the value logged last, NaN before the first"
+    last = dict(logged)
+    own = np.array(sorted(last))
+    values, at = np.array([last[s] for s in own]), np.searchsorted(own, steps, side='right') - 1
+    return np.where(at >= 0, values[np.maximum(at, 0)], np.nan)
 
 
 def _need(runs: Sequence[RecordedRun], metric: str, seen: Iterable[str], where: object) -> list[RecordedRun]:
