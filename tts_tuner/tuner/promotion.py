@@ -18,31 +18,29 @@ from .replay import Policy, StudyView
 # %% auto #0
 __all__ = ['PromotionRule', 'level', 'movement', 'hopeless', 'reach', 'plateau', 'pace', 'Turn', 'budget', 'turns', 'promotion']
 
-# %% ../../nbs/tuner/67_promotion.ipynb #5433538f
+# %% ../../nbs/tuner/67_promotion.ipynb #9c5f18e5
 @dataclass(frozen=True)
 class PromotionRule:
     "How the epochs of a study are shared out"
     share: float = 0.13  # of the epochs that all trials together might have
     first: float = 0.04  # of a trial's epochs: so many for everybody (two at least)
-    begin: float = 0.6  # of the trials: the size of the cohort after that
-    finalists: int = 4  # the cohort does not shrink below this while the budget allows for it
-    low: float = 0.6  # weight of a trial's lowest loss in its level; the rest is its last loss
+    low: float = 0.5  # weight of a trial's lowest loss in its level; the rest is its last loss
     window: float = 0.7  # of the epochs seen, the later ones: movement is measured there
     hope: float = 1.0  # times its movement, a trial could fall at every epoch that is left
-    optimism: float = 0.3  # times its movement and the root of the epochs left, it reaches below its level
+    optimism: float = 0.2  # times its movement and the root of the epochs left, it reaches below its level
     company: float = 0.1  # of the trials: so many (three at least) at one level are a plateau
     tight: float = 0.004  # of the spread of all losses: those at one level are within this
-    stride: float = 0.25  # of the epochs it has had, a resumed trial gets on top
+    stride: float = 0.1  # of the epochs it has had, a resumed trial gets on top (one at least)
+    looks: bool = True  # whether what is left over buys second looks; else it is saved
 
     def __post_init__(self) -> None:
-        for name in ('share', 'first', 'begin', 'window', 'company'):
+        for name in ('share', 'first', 'window', 'company'):
             if not 0 < getattr(self, name) <= 1: raise ValueError(f'{name}={getattr(self, name)} is a share: above 0, at most 1')
         if not 0 <= self.low <= 1: raise ValueError(f'low={self.low} is a weight: from 0 to 1')
-        if self.finalists < 1: raise ValueError(f'finalists={self.finalists} must be at least 1')
         for name in ('hope', 'optimism', 'tight', 'stride'):
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f'{name}={getattr(self, name)} must be 0 or more')
 
-# %% ../../nbs/tuner/67_promotion.ipynb #e78a4949
+# %% ../../nbs/tuner/67_promotion.ipynb #4d8c4ab2
 def level(
     losses: Sequence[float],  # of one trial, at least one, all finite
     low: float,  # weight of the lowest
@@ -68,7 +66,7 @@ def hopeless(losses: Sequence[float], left: int, best: float, rule: PromotionRul
 
 def reach(losses: Sequence[float], left: int, rule: PromotionRule) -> float:
     "A level that a trial might get down to with some luck"
-    return level(losses, 0.5) - rule.optimism * movement(losses, rule.window) * math.sqrt(left)
+    return level(losses, rule.low) - rule.optimism * movement(losses, rule.window) * math.sqrt(left)
 
 # %% ../../nbs/tuner/67_promotion.ipynb #905e21ab
 def plateau(
@@ -85,13 +83,13 @@ def plateau(
     if holds[at] < max(3, round(rule.company * len(last))): return None
     return float(losses[at + holds[at] // 2]), width
 
-# %% ../../nbs/tuner/67_promotion.ipynb #eebf587b
-def _cost(n: int, epoch: int, T: int, power: float, least: int) -> float:
-    "Epochs that a cohort of n takes from `epoch` to T when it shrinks with a power of the epoch"
+# %% ../../nbs/tuner/67_promotion.ipynb #69d9a9d2
+def _cost(n: int, epoch: int, T: int, power: float) -> float:
+    "Epochs that a cohort of n takes from `epoch` to T when it shrinks with a power of the epoch, down to one"
     total = 0.0
     for x in range(epoch, T):
         size = n * (epoch / x) ** power
-        if size <= least: return total + least * (T - x)
+        if size <= 1: return total + T - x
         total += size
     return total
 
@@ -101,16 +99,15 @@ def pace(
     epoch: int,  # they have had
     T: int,  # epochs of a trial
     left: int,  # epochs of the budget
-    least: int,  # size below which the cohort does not shrink
 ) -> int:  # size for the next epoch
     "How many of a cohort go on"
-    if _cost(n, epoch, T, 0.0, least) <= left: return n
+    if _cost(n, epoch, T, 0.0) <= left: return n
     low, high = 0.0, 8.0
     for _ in range(14):
         power = (low + high) / 2
-        if _cost(n, epoch, T, power, least) > left: low = power
+        if _cost(n, epoch, T, power) > left: low = power
         else: high = power
-    return min(n, max(least, round(n * (epoch / (epoch + 1)) ** high)))
+    return min(n, max(1, round(n * (epoch / (epoch + 1)) ** high)))
 
 # %% ../../nbs/tuner/67_promotion.ipynb #a18a3b14
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ class _Plan:
 
     def remaining(self, i: int) -> int: return self.study.T - self.at[i]
 
-# %% ../../nbs/tuner/67_promotion.ipynb #5dc31343
+# %% ../../nbs/tuner/67_promotion.ipynb #e1ce8fd7
 def _sift(plan: _Plan, going: list[int]) -> dict[int, str]:
     "Who of a cohort waits from now on, whatever its rank"
     rule, out = plan.rule, {i: 'its loss is not a finite number' for i in going if plan.failed(i)}
@@ -187,14 +184,13 @@ def _cohort(plan: _Plan) -> Iterator[Turn]:
         else: aside = _sift(plan, going)
         going = [i for i in going if i not in aside]
         if not going: return
-        if epoch < first: continue
-        least = max(1, min(rule.finalists, plan.left // (T - epoch)))
-        size = max(1, round(rule.begin * n)) if epoch == first else pace(len(going), epoch, T, plan.left, least)
+        if epoch < first or (epoch == first and plan.left - len(going) >= T - first): continue  # all of these get one more
+        size = pace(len(going), epoch, T, plan.left)
         ranked = sorted(going, key=lambda i: level(plan.curves[i], rule.low))
         aside |= {i: f'outranked at epoch {epoch}: number {k} by level, and {size} go on' for k, i in enumerate(ranked, 1) if k > size}
         going = ranked[:size]
 
-# %% ../../nbs/tuner/67_promotion.ipynb #ad13799f
+# %% ../../nbs/tuner/67_promotion.ipynb #80c913d1
 def _second_looks(plan: _Plan) -> Iterator[Turn]:
     "What is left of the budget, for the paused trials of farthest reach"
     def able(i: int) -> bool: return 0 < plan.at[i] < plan.study.T and not plan.failed(i)
@@ -215,7 +211,7 @@ def turns(
     "Who gets the next epoch, until the budget is spent; ValueError when a turn was not carried out"
     plan = _Plan(study, rule, -1 if maximise else 1)
     yield from _cohort(plan)
-    yield from _second_looks(plan)
+    if rule.looks: yield from _second_looks(plan)
 
 
 def promotion(
