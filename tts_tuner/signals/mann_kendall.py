@@ -157,12 +157,13 @@ def _of_rank(t: np.ndarray, x: np.ndarray, rank: float) -> float:
     return (low + high) / 2
 
 
-def _between(x: np.ndarray, place: float) -> float:
-    "The value at a place of the sorted array, between two of them on a straight line"
-    below = min(max(math.floor(place), 0), len(x) - 1)
-    above = min(below + 1, len(x) - 1)
-    a, b = np.partition(x, (below, above))[[below, above]]
-    return float(a + (b - a) * min(max(place - below, 0.0), 1.0))
+def _between(x: np.ndarray, places: Sequence[float]) -> list[float]:
+    "The values at some places of the sorted array, between two of them on a straight line"
+    place = np.clip(places, 0, len(x) - 1)
+    below = np.floor(place).astype(int)
+    above = np.minimum(below + 1, len(x) - 1)
+    x = np.partition(x, np.unique([below, above]))
+    return (x[below] + (x[above] - x[below]) * (place - below)).tolist()
 
 
 def sen_slope(
@@ -183,7 +184,7 @@ def sen_slope(
     c = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance(n, tied))
     ranks = ((pairs - c) / 2, (pairs + c) / 2 + 1)
     if n > direct: return SenSlope(_of_rank(t, x, pairs / 2), _of_rank(t, x, ranks[0]), _of_rank(t, x, ranks[1]))
-    i, j = np.triu_indices(n, 1)
-    slopes = (x[j] - x[i]) / (t[j] - t[i])
-    low, middle, high = (_between(slopes, r - 1) for r in (ranks[0], (pairs + 1) / 2, ranks[1]))
+    later = np.tri(n, k=-1, dtype=bool)
+    slopes = np.subtract.outer(x, x)[later] / np.subtract.outer(t, t)[later]
+    low, middle, high = _between(slopes, (ranks[0] - 1, (pairs - 1) / 2, ranks[1] - 1))
     return SenSlope(middle, low, high)
