@@ -26,10 +26,11 @@ from tts_tuner.tuner.replay_runs import RuleResult, replay_runs, rule_table
 
 FIXED = ('halving:3', 'rungs:1>33,3>11,9>4,27>1', 'top:1,5', 'top:3,5', 'top:5,3', 'top:5,5', 'top:5,10', 'top:8,5', 'rungs:2>30,4>8,16>3', 'rungs:3>25,9>5',
          'rungs:3>20,8>6,20>3', 'rungs:4>30,10>10')
-OTHERS = ('none', 'patience:3', 'patience:10', 'median:5,5', 'percentile:25', 'hyperband:3', 'stopping:standard')
+OTHERS = ('none', 'patience:3', 'patience:10', 'median:5,5', 'percentile:25', 'hyperband:3')
+SLOW = ('stopping:standard', 'vote:3')  # each trial by itself, asked after every epoch; played on a quarter of the draws
 OURS = ('promotion:0.08', 'promotion:0.13', 'promotion:0.2', 'promotion:0.3')
 RULES = ('never', *(f'patience:{p}' for p in (3, 5, 8, 10, 12, 15, 18, 22)), 'patience:5,0.005', 'patience:10,0.005', 'prechelt:GL,5', 'prechelt:PQ,0.5',
-         'prechelt:UP,3', 'stopping:careful', 'stopping:standard', 'stopping:brisk', 'stopping:bold')
+         'prechelt:UP,3', 'stopping:careful', 'stopping:standard', 'stopping:brisk', 'stopping:bold', 'vote:2', 'vote:3')
 OWN = Path(__file__).resolve().parent / 'curves' / 'tacotron2.jsonl.gz'
 
 
@@ -57,9 +58,13 @@ def studies(tasks: list[Task], draws: int, n: int, drawing: Path | None) -> dict
     print(file=sys.stderr)
     everything = list(found.values())
     Console(width=150).print(table(everything, np.random.default_rng(0)))
+    few = max(1, draws // 4)
+    slow = replay([policy_of(t) for t in SLOW], tasks, few, n)
+    print(f'{few} draws of each task:')
+    Console(width=150).print(table(slow, np.random.default_rng(0)))
     print('Pareto front:', ', '.join(r.name for r in front(everything)))
     metrics: dict[str, float] = {}
-    for r in everything: metrics |= study_figures(r)
+    for r in (*everything, *slow): metrics |= study_figures(r)
     for text in OURS:
         ours = found[text]
         within = [found[t] for t in FIXED if found[t].compute.mean() <= ours.compute.mean() + 0.002]
@@ -76,7 +81,7 @@ def studies(tasks: list[Task], draws: int, n: int, drawing: Path | None) -> dict
 def speed(task: Task) -> dict[str, float]:
     "Processor seconds for one study of 100 trials by 50 epochs, the slowest policy and the median one"
     part, spent = Task(task.name, task.loss[:100, :50], None if task.hp is None else task.hp[:100]), {}
-    for text in (*FIXED, *OTHERS, *OURS):
+    for text in (*FIXED, *OTHERS, *SLOW, *OURS):
         policy, times = policy_of(text), []
         for _ in range(3):
             begun = time.process_time()

@@ -15,7 +15,7 @@ from tts_tuner.signals.simulator import EVENTS, Event, Recipe, ar1, draw_recipe,
 from tts_tuner.tuner.histories import as_task, read_events, read_history, read_mlflow, read_tensorboard
 from tts_tuner.tuner.policies import USUAL_POLICIES, USUAL_RULES, policy_of, rule_of
 from tts_tuner.tuner.replay import Study, Task, front, interval, paired, picture, play, replay, table
-from tts_tuner.tuner.replay_runs import RecordedRun, play_run, replay_runs, rule_picture, rule_table
+from tts_tuner.tuner.replay_runs import RecordedRun, RunSoFar, play_run, replay_runs, rule_picture, rule_table
 
 LOSS = np.array([[9., 8, 7, 5], [6, 4, 3, 3], [9, 9, 2, 1]])  # best 1, median 3
 
@@ -161,6 +161,38 @@ def test_a_rule_never_saves_more_than_the_oracle_without_a_false_stop(values, p)
     got = play_run(rule_of(f'patience:{p}'), RecordedRun('x', np.arange(1, len(values) + 1), np.array(values)))
     assert 0 <= got.saved < 1 and 0 <= got.oracle < 1 and got.lost >= 0
     if not got.false: assert got.saved <= got.oracle + 1e-12
+
+
+@pytest.mark.parametrize('level', [2, 3])
+def test_a_vote_asked_where_it_matters_decides_as_one_asked_always(level):
+    from tts_tuner.signals.forecast import forecast
+    from tts_tuner.signals.trend import statistics_opinion
+    from tts_tuner.signals.vote import Switches, attention_vote, bayesian_vote, decide, statistics_vote
+    rng, stops = np.random.default_rng(level), 0
+    for kind in ((), ('rate drop',), ('u-turn',)):
+        c = simulate(draw_recipe(rng, 40, kind, sigma=0.005), rng)
+        scores, rule = np.minimum(0.95, np.linspace(0.3, 1.6, 40)), rule_of(f'vote:{level}')
+        for n in range(1, 41):
+            v, t = c.values[:n], np.arange(1.0, n + 1)
+            if n % 5 in (1, 3): continue  # not every prefix, so that fits are kept across gaps too
+            got = rule(RunSoFar(t, v, dict(alignment_score=scores[:n])))
+            if n < 6: assert not got
+            elif n % 10 == 0:
+                fresh = rule_of(f'vote:{level}')(RunSoFar(t, v, dict(alignment_score=scores[:n])))
+                seen = forecast(v, t)
+                votes = [statistics_vote(statistics_opinion(v, t)), attention_vote(scores[:n]), bayesian_vote(seen.gain(0.005 * abs(seen.best)))]
+                assert fresh == decide(votes, Switches(level=level)).stop
+                stops += fresh
+    assert stops
+
+
+def test_rules_that_need_what_is_not_there():
+    turned = RunSoFar(np.arange(1.0, 13), -np.linspace(0.1, 0.9, 12))
+    for text in ('stopping', 'prechelt', 'vote:1'):
+        with pytest.raises(UserError, match='0 up'): rule_of(text)(turned)
+    assert not rule_of('vote:3')(RunSoFar(np.arange(1.0, 13), np.full(12, np.nan))) and not rule_of('prechelt:PQ,0.1')(RunSoFar(np.arange(1.0, 3), np.ones(2)))
+    with pytest.raises(UserError, match='standard'): rule_of('stopping:careless')
+    with pytest.raises(UserError, match='level'): rule_of('vote:4')
 
 
 # ---------------------------------------------------------------- simulated curves
