@@ -47,11 +47,11 @@ class Settings:
         near = omega[:, None, None] * np.exp(-apart / ell[:, None, None])
         return decay_kernel(a, b, alpha, beta) + near + gamma[:, None, None]
 
-# %% ../../nbs/signals/46a_forecast.ipynb #c06fda89
+# %% ../../nbs/signals/46a_forecast.ipynb #5f2dcad6
 @dataclass(frozen=True)
 class ForecastRule:
     "How forecasts are made; the numbers were chosen on public learning curves of other tasks than those they are judged by"
-    least: int = 8  # evaluations without which nothing is said
+    least: int = 6  # evaluations without which nothing is said
     early: float = 0.1  # this first share of the steps is passed over: how a run begins says little about how it ends
     most: int = 40  # older evaluations are merged into means until there are no more than so many
     centres: tuple[float, ...] = (0.15, 0.4, 1e-3, 10.0, 1e-5, 5.0)  # medians of the prior: alpha, beta, omega, ell, nu, gamma
@@ -59,7 +59,7 @@ class ForecastRule:
     settings: int = 256  # drawn from that prior
     kept: int = 32  # the heaviest, which make the forecast
     trust: float = 0.12  # tau, what one evaluation counts when settings are weighed
-    widen: float = 1.5  # futures are spread about their median by this factor
+    widen: tuple[float, float] = (1.3, 4.0)  # futures are spread about their median by the first plus the second over the evaluations seen
     logs: bool = True  # work on logarithms where all values are above 0
     ahead: int = 24  # evaluations to come that are looked at; more are thinned evenly
     draws: int = 2000  # futures
@@ -92,7 +92,7 @@ def thinned(
     counts = np.diff(edges).astype(float)
     return np.add.reduceat(t, edges[:-1]) / counts, np.add.reduceat(y, edges[:-1]) / counts, counts
 
-# %% ../../nbs/signals/46a_forecast.ipynb #0f481a64
+# %% ../../nbs/signals/46a_forecast.ipynb #3ad80792
 @dataclass(frozen=True, eq=False)
 class _Seen:
     "Evaluations in the units of the model"
@@ -120,7 +120,9 @@ def _seen(values: ArrayLike, steps: ArrayLike | None, lower_is_better: bool, rul
     sign = 1.0 if lower_is_better else -1.0
     z = np.log(y) if logs else sign * y
     late = t >= rule.early * t[-1]
-    base, size = float(z[-1]), float(np.std(z[late]))
+    base = float(z[-1])
+    with np.errstate(over='ignore'): size = float(np.std(z[late]))
+    if not np.isfinite(size * size): return Abstention(f'values up to {np.abs(y).max():.0e} are too large to be weighed')
     if size <= 1e-12 * max(1.0, abs(base)):
         return Abstention(f'the last {late.sum()} values are all the same: a curve that does not move says nothing about where it goes')
     times, scaled, counts = thinned(t[late], (z[late] - base) / size, rule.most)
@@ -159,7 +161,7 @@ def weigh(
     if isinstance(found, Abstention): return found
     return _weighed(found[0], float(found[1][-1]), rule)
 
-# %% ../../nbs/signals/46a_forecast.ipynb #9ebcf764
+# %% ../../nbs/signals/46a_forecast.ipynb #6b07ee2c
 @dataclass(frozen=True)
 class Gain:
     "What is left to be had"
@@ -224,7 +226,7 @@ def _draw(settings: Settings, seen: _Seen, later: np.ndarray, rule: ForecastRule
     drawn = np.empty((rule.draws, m))
     for k in np.unique(which): drawn[which == k] = mean[k] + normal[which == k] @ root[k].T
     middle = np.median(drawn, 0)
-    return middle + rule.widen * (drawn - middle)
+    return middle + (rule.widen[0] + rule.widen[1] / n) * (drawn - middle)
 
 
 def forecast(

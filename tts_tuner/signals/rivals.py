@@ -18,7 +18,7 @@ from .series import Abstention, as_series, finite_or_abstain
 # %% auto #0
 __all__ = ['NORMAL_90', 'Point', 'last_value', 'power_law', 'exponential']
 
-# %% ../../nbs/signals/46b_rivals.ipynb #4ae6128e
+# %% ../../nbs/signals/46b_rivals.ipynb #a6125fda
 @dataclass(frozen=True)
 class Point:
     "A forecast of the value at one step"
@@ -42,7 +42,7 @@ def last_value(
     values: ArrayLike,  # [n] evaluations of one run in the order of time
     steps: ArrayLike | None = None,  # [n] rising, not below 0; 0, 1, 2 ... when not given
     until: float = np.inf,  # step asked about, after the last one
-    least: int = 8,  # evaluations without which nothing is said
+    least: int = 5,  # evaluations without which nothing is said
 ) -> Point | Abstention:
     "It stays as it is; the interval is that of a random walk"
     found = _ready(values, steps, until, least)
@@ -83,7 +83,7 @@ def power_law(
     values: ArrayLike,  # [n] evaluations of one run in the order of time
     steps: ArrayLike | None = None,  # [n] rising, not below 0; 0, 1, 2 ... when not given
     until: float = np.inf,  # step asked about, after the last one
-    least: int = 8,  # evaluations without which nothing is said
+    least: int = 5,  # evaluations without which nothing is said
 ) -> Point | Abstention:
     "a + b * t**-c by least squares, c from 0.02 to 4; time in spans of the run so far, not below a thousandth"
     found = _ready(values, steps, until, least)
@@ -96,7 +96,7 @@ def exponential(
     values: ArrayLike,  # [n] evaluations of one run in the order of time
     steps: ArrayLike | None = None,  # [n] rising, not below 0; 0, 1, 2 ... when not given
     until: float = np.inf,  # step asked about, after the last one
-    least: int = 8,  # evaluations without which nothing is said
+    least: int = 5,  # evaluations without which nothing is said
 ) -> Point | Abstention:
     "a + b * exp(-c * t) by least squares, c from 0.05 to 50; time in spans of the run so far"
     found = _ready(values, steps, until, least)
