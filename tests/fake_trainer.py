@@ -2,6 +2,7 @@
 
 Run as `python fake_trainer.py --run-dir DIR --hparams ... [--until N] [--resume]`. Behaviour on demand, by environment:
 FAKE_PACE seconds a step; FAKE_CRASH "t002@25": kill oneself once at that step; FAKE_NAN "t003@30": end as failed there;
+FAKE_EXPLODE "t001@60": a held-out loss that grows threefold a validation from there on;
 FAKE_FULL "t000@50": once, find the disk full when that step is to be saved, its numbers being written already; FAKE_DEAF "1": do not answer SIGINT and SIGTERM."""
 import argparse
 import json
@@ -29,7 +30,7 @@ def main() -> int:
     folder, end = pathlib.Path(a.run_dir), int(h.get('max_steps', 1000))
     trial, until = folder.parent.name, a.until or end
     pace = float(os.environ.get('FAKE_PACE', 0))
-    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN', 'FULL')}
+    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN', 'FULL', 'EXPLODE')}
     (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
     log, last, marker = folder / 'metrics.jsonl', folder / 'checkpoints' / 'last.pt', folder / 'crashed'
 
@@ -56,7 +57,8 @@ def main() -> int:
             if step % 20 == 0 or step == until:
                 level = 1 - math.exp(-rate * step)
                 row |= dict(alignment_score=level, attention_focus=level, attention_monotonicity=level, attention_coverage=level,
-                            success=level, distance_ratio=1 - 0.6 * level, score=0.6 * level**2)
+                            success=level, distance_ratio=1 - 0.6 * level, score=0.6 * level**2, val_loss=2 - level)
+                if fate['EXPLODE'][0] == trial and step >= int(fate['EXPLODE'][1]): row['val_loss'] = 2 * 3 ** (1 + (step - int(fate['EXPLODE'][1])) // 20)
             f.write(json.dumps(row) + '\n')
             if fate['FULL'] == (trial, str(step)) and not marker.exists():
                 marker.touch()

@@ -161,6 +161,28 @@ def test_nan_is_recorded_and_not_promoted(tmp_path, monkeypatch, where):
     assert timeless(settings.folder) == before
 
 
+@pytest.mark.parametrize('pace', ['0', '0.01'])
+def test_a_run_that_explodes_is_given_up_between_rungs(tmp_path, monkeypatch, pace):
+    "Whether the tuner looks in time or late: the same decisions, and the record replays"
+    monkeypatch.setenv('FAKE_EXPLODE', 't000@60')
+    monkeypatch.setenv('FAKE_PACE', pace)
+    settings = make(tmp_path)
+    result = go(settings)
+    [alert] = [d for d in timeless(settings.folder) if d.kind == 'alert']
+    assert alert.subject == 't000' and alert.evidence[0].verdict == 'diverging' and 60 <= alert.step <= 100 and result.winner != 't000'
+    stop = [d for d in timeless(settings.folder) if d.subject == 't000' and d.kind == 'stop']
+    assert len(stop) == 1 and 'its loss explodes' in stop[0].reason
+    assert OptEngine(settings, settings.folder / 'study.journal').trials()[0].state == 'fail'
+    if pace == '0.01': assert max(steps_of(settings.folder)['t000']) < 120, 'it was interrupted'
+    assert sorted(map(str, replay(settings.folder))) == sorted(map(str, timeless(settings.folder)))
+    before = timeless(settings.folder)
+    go(settings)
+    assert timeless(settings.folder) == before
+    blind = make(tmp_path, study='blind', early_stopping=dict(diverging=False))
+    go(blind)
+    assert not [d for d in timeless(blind.folder) if d.kind == 'alert'] and max(steps_of(blind.folder)['t000']) >= 120
+
+
 def test_nothing_can_be_trained(tmp_path):
     settings = make(tmp_path, trials=2)
     with pytest.raises(TTSTunerError, match='could be trained: .*learning_rat'):

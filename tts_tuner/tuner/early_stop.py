@@ -33,7 +33,7 @@ def as_columns(
     names = dict.fromkeys(k for _, m in validations for k in m)
     return [s for s, _ in validations], {k: np.array([m.get(k, math.nan) for _, m in validations], np.float64) for k in names}
 
-# %% ../../nbs/tuner/61a_early_stop.ipynb #8e968c47
+# %% ../../nbs/tuner/61a_early_stop.ipynb #8b45288c
 class RunWatch:
     "What the validations of one trial show; the same validations always give the same decisions"
 
@@ -42,9 +42,9 @@ class RunWatch:
         trial: str,  # "t003"
         budget: int,  # steps the run is to have
         sentences: int,  # spoken freely at each validation
-        rules: EarlyStopping = EarlyStopping(),
+        rules: EarlyStopping | None = None,  # all detectors when not given
     ) -> None:
-        self.trial, self.budget, self.sentences, self.rules = trial, budget, sentences, rules
+        self.trial, self.budget, self.sentences, self.rules = trial, budget, sentences, rules or EarlyStopping()
         self.seen = 0  # validations looked at
         self.failure = ''  # why the trial cannot go on
         self._warned = False

@@ -21,6 +21,7 @@ from ..config.contracts import Decision, Evidence, read_decisions, to_json
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import append_line, write_atomic
 from ..config.settings import RunSettings, check_same_study, load_settings, save_settings
+from .early_stop import RunWatch, watch_for
 from .opt_engine import OptEngine, Trial
 from .registry import Tracker, hand_over
 from .rungs import OutOfTime, Standing, climb, cohorts
@@ -40,7 +41,7 @@ from tts_tuner.tuner.trainer_wrapper import (
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
-__all__ = ['StudyStopped', 'study_lock', 'noted_signals', 'Book', 'Fleet', 'Data', 'prepare_data', 'keep_facts', 'Study',
+__all__ = ['StudyStopped', 'study_lock', 'noted_signals', 'Book', 'Fleet', 'Data', 'prepare_data', 'keep_facts', 'where', 'Study',
            'StudyResult', 'run_study', 'replay']
 
 # %% ../../nbs/tuner/65_loop.ipynb #d9fb7938
@@ -123,6 +124,7 @@ class Fleet:
     tick: Callable[[dict[str, TrainerProcess]], None]  # called between looks, with those at work
     poll: float = 0.1  # seconds between looks
     patience: tuple[float, float, float] = (30.0, 10.0, 5.0)  # seconds before a trainer is asked more firmly
+    enough: Callable[[str], str] = lambda trial: ''  # why a trial need not or cannot go on; asked between looks
 
     def run(
         self,
@@ -143,11 +145,14 @@ class Fleet:
             while working or waiting:
                 while waiting and len(working) < len(self.environments): self._start(waiting.pop(0), working)
                 self.tick(working)
+                over = {n: why for n in working if (why := self.enough(n))}
+                stop_trainers([working[n] for n in over], self.patience)
                 if self.stop(): raise StudyStopped('The study was stopped; every trial is saved, and the same command goes on from here.')
                 time.sleep(self.poll)
                 for process in [p for p in working.values() if not p.alive()]:
                     del working[process.job.trial]
                     ended = ending_of(process.job.run_dir, target, process.exit_code)
+                    if process.job.trial in over: ended = Ending('ended', ended.step, over[process.job.trial])
                     again = ended.verdict == 'died' and (process.adopted or self.restart(process.job, ended))
                     if again: waiting.insert(0, process.job)
                     else: endings[process.job.trial] = ended
@@ -220,6 +225,19 @@ def keep_facts(
     write_atomic(settings.folder / 'study.json', json.dumps(dict(corpus=data.corpus, digest=data.digest, cohorts=sizes)))
     return sizes
 
+# %% ../../nbs/tuner/65_loop.ipynb #ad1b9d16
+def where(
+    trial: str,
+    reader: MetricsReader,  # up to date
+    watch: RunWatch,  # it has seen the same
+    step: int | None,  # of a rung; None at the end, where the best validation counts
+    failure: str = '',  # why the trial cannot go on
+) -> Standing:
+    "Where a trial stands, with what its watch doubts about it"
+    if failure: return Standing(trial, reader.step, failure=failure)
+    if step is None: return best_standing(trial, reader)
+    return replace(standing_at(trial, reader, step), doubts=watch.doubts(step))
+
 # %% ../../nbs/tuner/65_loop.ipynb #2231b2bd
 class Study:
     "A study at work: folder, engine, decisions, trainers, tracker, view"
@@ -232,10 +250,12 @@ class Study:
         self.tracker = Tracker(settings.tracking, self.folder, view.say)
         self.trials: dict[str, Trial] = {}
         self.readers: dict[str, MetricsReader] = {}
+        self.watches: dict[str, RunWatch] = {}
         self.goal: dict[str, int] = {}  # step each trial is being brought to
         self.deadline, self._shown = time.monotonic() + settings.timeout_seconds, 0.0
         gpus = 0 if settings.base_hparams().device == 'cpu' else count_gpus()
-        self.fleet = Fleet(worker_environments(settings.workers, gpus, count_cores()), trainer, self._restart, self._stop, self._tick, poll)
+        self.fleet = Fleet(worker_environments(settings.workers, gpus, count_cores()), trainer, self._restart, self._stop, self._tick, poll,
+                           enough=self._enough)
 
     def run_dir(self, trial: str) -> Path: return self.folder / trial / 'g001'
 
@@ -244,6 +264,14 @@ class Study:
         for t in self.engine.trials():
             self.trials[t.name] = t
             self.readers.setdefault(t.name, MetricsReader(self.run_dir(t.name) / 'metrics.jsonl')).read()
+            self.watches.setdefault(t.name, watch_for(t.name, self.settings))
+
+    def _enough(self, trial: str) -> str:
+        "Why a trial cannot or need not go on, by its validations on the way to its goal; decisions about it are written down"
+        reader, watch = self.readers[trial], self.watches[trial]
+        reader.read()
+        self.book.record(watch.see([(s, m) for s, m in reader.validations() if s <= self.goal[trial]]))
+        return watch.over
 
     def measure(self, names: Sequence[str], step: int, rung: int) -> list[Standing]:
         "Bring trials to a step; where they stand then"
@@ -256,14 +284,15 @@ class Study:
             self.tracker.trial(n, self.trials[n].overrides, self.trials[n].role)
         until = None if step >= self.max_steps else step
         passed = lambda n: min(self.readers[n].step, saved_step(self.run_dir(n))) >= step  # numbers without a checkpoint do not count
-        todo = [n for n in able if until is None or not passed(n)]
+        todo = [n for n in able if not self._enough(n) and (until is None or not passed(n))]
         jobs = [TrainerJob(n, self.run_dir(n), self.data.corpus, self.settings.preset, self.trials[n].overrides, until, self.data.cache) for n in todo]
         try: endings = self.fleet.run(jobs, step)
         finally: self._forward(able)
-        lost |= {n: e.reason for n, e in endings.items() if e.verdict != 'done'}
+        lost |= {n: e.reason for n, e in endings.items() if e.verdict not in ('done', 'ended')}
+        for n in able: self._enough(n)  # what a trainer wrote last
+        lost |= {n: why for n in able if (why := self.watches[n].failure)}
         self._doubt(lost)
-        if until is not None: return [standing_at(n, self.readers[n], step, lost.get(n, '')) for n in names]
-        return [Standing(n, self.readers[n].step, failure=lost[n]) if n in lost else best_standing(n, self.readers[n]) for n in names]
+        return [where(n, self.readers[n], self.watches[n], None if until is None else step, lost.get(n, '')) for n in names]
 
     def _doubt(self, lost: dict[str, str]) -> None:
         "A failure that is nobody's fault among the trials is not held against them: TTSTunerError, and nothing is recorded"
@@ -288,7 +317,7 @@ class Study:
             failed = seen.source == 'trainer'
             if not failed and d.kind in ('promote', 'prune'): self.engine.report(number, d.step, seen.numbers.get('promise', seen.numbers['quality']))
             if d.kind == 'promote': continue
-            whole = self.readers[d.subject].step >= self.max_steps
+            whole = self.readers[d.subject].step >= self.max_steps or bool(self.watches[d.subject].over)
             if failed: state = 'fail'
             elif d.kind == 'prune': state = 'pruned'
             elif whole: state = 'complete'
@@ -404,21 +433,23 @@ def _hand_over(study: Study, final: Decision) -> Path:
 # %% ../../nbs/tuner/65_loop.ipynb #1b78beaa
 def replay(
     folder: str | Path,  # runs/STUDY
-) -> list[Decision]:  # promote, prune, stop and final decisions, without times
+) -> list[Decision]:  # alerts of detectors, promote, prune, stop and final decisions, without times
     "Decide a recorded study again"
     folder = Path(folder)
     settings, book = load_settings(folder / 'config.yaml'), Book(folder / 'decisions.jsonl')
     readers = {p.parents[1].name: MetricsReader(p) for p in sorted(folder.glob('t*/g001/metrics.jsonl'))}
     for r in readers.values(): r.read()
     taken: list[Decision] = []
+    watches: dict[str, RunWatch] = {}
     last, sizes = settings.base_hparams().max_steps, json.loads((folder / 'study.json').read_text())['cohorts']
 
     def measure(names: Sequence[str], step: int, rung: int) -> list[Standing]:
         def look(n: str) -> Standing:
             reader, why = readers.get(n, MetricsReader(folder / n)), book.failure(n, rung)
-            if why: return Standing(n, reader.step, failure=why)
-            if reader.step < step: raise OutOfTime  # the record ends here
-            return best_standing(n, reader) if step >= last else standing_at(n, reader, step)
+            watch = watches.setdefault(n, watch_for(n, settings))
+            taken.extend(watch.see([(s, m) for s, m in reader.validations() if s <= step]))
+            if not why and not watch.over and reader.step < step: raise OutOfTime  # the record ends here
+            return where(n, reader, watch, None if step >= last else step, why or watch.failure)
         return [look(n) for n in names]
 
     climb(sizes, settings.rungs, last, measure, lambda ds, _: taken.extend(ds), lambda: [best_standing(n, r) for n, r in readers.items()])
