@@ -132,6 +132,16 @@ def test_the_twin_in_torch_agrees(found, r):
     for ours, theirs in zip(twin_positions(there, steps, tokens), positions(A, steps, tokens)): np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
+def test_the_twin_agrees_on_a_gpu():
+    rng = np.random.default_rng(0)
+    A, steps, tokens = pad_maps(rng.dirichlet(np.full(int(n), 0.3), int(t)) for t, n in zip(rng.integers(1, 60, 20), rng.integers(1, 40, 20)))
+    there = torch.from_numpy(A).cuda()
+    close(twin_scores(there, steps, tokens, 2).numpy(), score_batch(A, steps, tokens, 2))
+    close(scores_in_place(there, torch.from_numpy(steps).cuda(), tokens), score_batch(A, steps, tokens))
+    for ours, theirs in zip(twin_positions(there, steps, tokens), positions(A, steps, tokens)): np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
 def test_the_twin_is_no_part_of_learning():
     A = torch.rand(2, 5, 4, requires_grad=True)
     assert not twin_scores(A).values.requires_grad
