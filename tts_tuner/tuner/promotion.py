@@ -156,7 +156,12 @@ class _Plan:
 
     def remaining(self, i: int) -> int: return self.study.T - self.at[i]
 
-# %% ../../nbs/tuner/67_promotion.ipynb #e1ce8fd7
+# %% ../../nbs/tuner/67_promotion.ipynb #b5ff1b1d
+def _falling(losses: Sequence[float]) -> bool:
+    "Has it fallen in each of the last two epochs?"
+    return len(losses) > 2 and losses[-1] < losses[-2] < losses[-3]
+
+
 def _sift(plan: _Plan, going: list[int]) -> dict[int, str]:
     "Who of a cohort waits from now on, whatever its rank"
     rule, out = plan.rule, {i: 'its loss is not a finite number' for i in going if plan.failed(i)}
@@ -165,7 +170,7 @@ def _sift(plan: _Plan, going: list[int]) -> dict[int, str]:
     flat = plateau([c[-1] if c else math.inf for c in plan.curves], rule)
     for i in able:
         y = plan.curves[i]
-        if flat and max(abs(v - flat[0]) for v in y[-2:]) <= flat[1]: out[i] = f'it stands still at {y[-1]:.4g}, as many others do'
+        if flat and max(abs(v - flat[0]) for v in y[-2:]) <= flat[1] and not _falling(y): out[i] = f'it stands still at {y[-1]:.4g}, as many others do'
         elif hopeless(y, plan.remaining(i), plan.best, rule):
             out[i] = f'at {y[-1]:.4g}, moving {movement(y, rule.window):.2g} an epoch, it cannot pass the best, {plan.best:.4g}'
     return out
