@@ -1,4 +1,4 @@
-"""Five plain questions about a curve, their numbers fitted to recorded runs so that few good runs are stopped
+"""Four plain questions about a curve, their numbers fitted to recorded runs so that few good runs are stopped
 
 Docs: https://tts-tuner.github.io/tts_tuner/signals/stopping.html.md"""
 
@@ -21,11 +21,11 @@ from ..config.contracts import Evidence
 from .series import as_series
 
 # %% auto #0
-__all__ = ['GAIN', 'JITTER', 'WAVER', 'SLOPE', 'LOSS', 'RULES', 'REASONS', 'Signs', 'signs', 'StoppingRule', 'needed', 'reasons',
+__all__ = ['GAIN', 'JITTER', 'WAVER', 'RULES', 'REASONS', 'Signs', 'signs', 'StoppingRule', 'needed', 'reasons',
            'StoppingVerdict', 'stopping']
 
-# %% ../../nbs/signals/47c_stopping.ipynb #a0dc9973
-GAIN, JITTER, WAVER, SLOPE, LOSS = 3, 4, 6, 6, 8  # evaluations looked back: gain and jitter at rest, jitter while waiting, slope, gain of the loss
+# %% ../../nbs/signals/47c_stopping.ipynb #fa1658d6
+GAIN, JITTER, WAVER = 3, 4, 6  # evaluations looked back: gain and jitter at rest, jitter while waiting
 
 
 class Signs(NamedTuple):
@@ -37,12 +37,10 @@ class Signs(NamedTuple):
     gain: np.ndarray  # of the best value, over GAIN evaluations
     jitter: np.ndarray  # over JITTER evaluations
     waver: np.ndarray  # jitter over WAVER evaluations
-    back: np.ndarray  # evaluations to the best value at the present pace; infinite where the curve does not fall
     loss_gain: np.ndarray  # of the best loss, over GAIN evaluations
     loss_jitter: np.ndarray
-    loss_long: np.ndarray  # gain of the best loss over LOSS evaluations
 
-# %% ../../nbs/signals/47c_stopping.ipynb #362abae8
+# %% ../../nbs/signals/47c_stopping.ipynb #899815e1
 def _logs(x: np.ndarray) -> np.ndarray:
     "Logarithms; infinite where x is not finite"
     return np.where(np.isfinite(x), np.log(np.maximum(np.where(np.isfinite(x), x, 1.0), 1e-9)), np.inf)
@@ -76,21 +74,7 @@ def _jitter(log: np.ndarray, w: int) -> np.ndarray:
     out[w:] = np.where(finite.all(1), np.median(steps, axis=1), np.where(finite.any(1), np.inf, 0.0))
     return out
 
-
-def _back(log: np.ndarray, least: float = 0.002) -> np.ndarray:
-    "R; a slope flatter than `least` an evaluation is none"
-    out = np.full(len(log), np.inf)
-    if len(log) < SLOPE: return out
-    windows = sliding_window_view(log, SLOPE)
-    finite = np.isfinite(windows).all(1)
-    t = np.arange(SLOPE) - (SLOPE - 1) / 2
-    slope = np.where(finite[:, None], windows, 0.0) @ t / (t @ t)
-    falls = finite & (slope < -least)
-    high = np.where(finite, log[SLOPE - 1:] - np.minimum.accumulate(log)[SLOPE - 1:], 0.0)
-    out[SLOPE - 1:][falls] = high[falls] / -slope[falls]
-    return out
-
-# %% ../../nbs/signals/47c_stopping.ipynb #2fb599f0
+# %% ../../nbs/signals/47c_stopping.ipynb #74dbd70a
 def _broken(series: list[np.ndarray]) -> np.ndarray:
     "Evaluations in a row at which a series is not finite, or all of them stand still to the last digits"
     n = len(series[0])
@@ -114,7 +98,7 @@ def signs(
     values: ArrayLike,  # [n] what the run is judged by at each evaluation, from 0 up, lower is better; not finite where it broke
     loss: ArrayLike | None = None,  # [n] validation loss at the same evaluations
     training: ArrayLike | None = None,  # [n] training loss at the same evaluations
-    shares: tuple[float, ...] = (0.005,),  # gains whose age is wanted
+    shares: tuple[float, ...] = (0.003,),  # gains whose age is wanted
 ) -> Signs:
     "The signs of a run; ValueError naming the argument where lengths disagree or a value is below 0"
     series: list[np.ndarray] = []
@@ -128,35 +112,32 @@ def signs(
     log = _logs(x)
     best = np.minimum.accumulate(log) if n else log
     other = _logs(as_series(loss, name='loss')[1]) if loss is not None else np.zeros(n)
-    nothing = np.zeros(n)
     with np.errstate(invalid='ignore'): excess = np.where(np.isfinite(best), log - best, 0.0)
-    of_loss = (nothing, np.full(n, np.inf), nothing) if loss is None else (_gained(other, GAIN), _jitter(other, JITTER), _gained(other, LOSS))
+    of_loss = (np.zeros(n), np.full(n, np.inf)) if loss is None else (_gained(other, GAIN), _jitter(other, JITTER))
     return Signs(np.arange(1.0, n + 1), _broken(series), {s: _since(x, s) for s in shares}, excess,
-                 _gained(log, GAIN), _jitter(log, JITTER), _jitter(log, WAVER), _back(log), *of_loss)
+                 _gained(log, GAIN), _jitter(log, JITTER), _jitter(log, WAVER), *of_loss)
 
-# %% ../../nbs/signals/47c_stopping.ipynb #a9d8d706
+# %% ../../nbs/signals/47c_stopping.ipynb #8b036f13
 @dataclass(frozen=True)
 class StoppingRule:
     "Numbers of the rule; see the formulas above"
-    patience: float = 10  # p, evaluations
-    share: float = 0.1  # q, of the evaluations seen
-    min_delta: float = 0.005  # a smaller gain is none, a share
+    patience: float = 11  # p, evaluations
+    share: float = 0.2  # q, of the evaluations seen
+    min_delta: float = 0.003  # a smaller gain is none, a share
     caution: float = 2.0  # c, how much jitter lengthens the wait
-    hold: float = 16  # evaluations within which a run on its way back is let go on; 0 for never
-    loss_gain: float = 0.05  # a loss that gains so much is not waited for in vain; infinite for no such condition
-    collapse: int = 7  # evaluations
+    collapse: int = 8  # evaluations
     times: float = 2.0
-    still_gain: float = 0.006
+    still_gain: float = 0.004
     still_jitter: float = 0.002
     still_loss: float = 0.002
     broken: int = 3  # evaluations
 
 
 RULES: Mapping[str, StoppingRule] = MappingProxyType({  # by the share of runs that may be stopped falsely; fitted by bench/stop.py
-    'careful': StoppingRule(20, 0.4, 0.002, 2.0, 12, 0.05, 7),  # 1 %
+    'careful': StoppingRule(18, 0.1, 0.0, collapse=7, still_gain=0.01),  # 1 %
     'standard': StoppingRule(),  # 2 %
-    'brisk': StoppingRule(7, 0.2, 0.003, 2.0, 0, math.inf, 7, still_gain=0.01, still_loss=0.001),  # 5 %
-    'bold': StoppingRule(4, 0.35, 0.003, 0.0, 20, math.inf, 5, still_gain=0.0015, still_jitter=0.0015, still_loss=0.004),  # 10 %
+    'brisk': StoppingRule(7, 0.2, 0.005, collapse=7, still_gain=0.01),  # 5 %
+    'bold': StoppingRule(4, 0.3, 0.005, 0.5, 4, still_gain=0.01, still_loss=0.004),  # 10 %
 })
 REASONS = ('', 'broken', 'collapsed', 'still', 'waited')
 
@@ -168,11 +149,9 @@ def needed(s: Signs, rule: StoppingRule) -> np.ndarray:  # [..., n] evaluations
 
 def reasons(s: Signs, rule: StoppingRule) -> np.ndarray:  # [..., n] index into REASONS, 0 to go on
     "Why to stop at each evaluation"
-    arriving = (s.back <= rule.hold) & (rule.hold > 0)
-    learning = (s.loss_long >= rule.loss_gain) & math.isfinite(rule.loss_gain)
-    waited = (s.since[rule.min_delta] >= needed(s, rule)) & ~learning & ~arriving
+    waited = s.since[rule.min_delta] >= needed(s, rule)
     age = s.since[0.0] if 0.0 in s.since else s.since[rule.min_delta]
-    collapsed = (s.excess >= math.log(rule.times)) & (age >= rule.collapse) & ~arriving
+    collapsed = (s.excess >= math.log(rule.times)) & (age >= rule.collapse)
     still = (s.gain < rule.still_gain) & (s.jitter < rule.still_jitter) & (s.loss_jitter < rule.still_jitter) & (s.loss_gain < rule.still_loss)
     return np.select([s.broken >= rule.broken, collapsed, still, waited], [1, 2, 3, 4], 0)
 
