@@ -73,7 +73,7 @@ def with_ratios(
     if usual_speed and 'frames_per_second' in metrics: out['speed_ratio'] = metrics['frames_per_second'] / usual_speed
     return out
 
-# %% ../../nbs/quality/42a_health.ipynb #e5e3f351
+# %% ../../nbs/quality/42a_health.ipynb #8c6f8994
 @dataclass(frozen=True)
 class Health:
     "One number for people, the five behind it, and what was not known"
@@ -87,6 +87,7 @@ class Health:
 
     @property
     def words(self) -> str:
+        "A sentence that names the weakest group and what is missing"
         weakest = sorted(self.groups, key=lambda g: self.groups[g])[0]
         text = f'health {self.index:.2f}; weakest: {weakest} at {self.groups[weakest]:.2f}'
         if self.high - self.low > 1e-9: text += f'; between {self.low:.2f} and {self.high:.2f} for want of whole groups'

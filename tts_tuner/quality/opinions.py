@@ -62,13 +62,13 @@ def predict_opinion(
     found = dnsmos.run(np.resize(heard, max(len(heard), _WINDOW)), 16000)  # one window; left to itself the package doubles, and hears up to nine
     return PredictedOpinion(float(found['ovrl_mos']), float(found['sig_mos']), float(found['bak_mos']), float(found['p808_mos']))
 
-# %% ../../nbs/quality/41c_opinions.ipynb #f4dcfe3e
+# %% ../../nbs/quality/41c_opinions.ipynb #5b2aa9dc
 @dataclass(frozen=True)
 class Rating:
     "What one listener said of one sample"
     system: str  # the voice
     sample: str  # the sentence
-    listener: str
+    listener: str  # whoever rated
     value: float  # on the scale of the test
 
 
@@ -101,7 +101,7 @@ def parse_ratings(
     if not out: raise UserError('There is a heading and not a single rating under it.')
     return out
 
-# %% ../../nbs/quality/41c_opinions.ipynb #e610fa32
+# %% ../../nbs/quality/41c_opinions.ipynb #ed4d0c91
 Interval = Literal['both', 'listeners', 'ratings', 'bootstrap']
 
 
@@ -113,9 +113,9 @@ class MeanOpinion:
     "Mean of ratings, and the interval in which the mean of all listeners (and sentences) lies"
     mean: float
     interval: tuple[float, float] | Abstention  # or why there is none
-    ratings: int
-    listeners: int
-    samples: int
+    ratings: int  # how many were counted
+    listeners: int  # who gave them
+    samples: int  # sentences they were given to
     kind: Interval  # how the interval was made
     level: float  # its coverage
 
