@@ -74,7 +74,7 @@ def _need(runs: Sequence[RecordedRun], metric: str, seen: Iterable[str], where: 
     shown = ', '.join(names[:12]) + (' ...' if len(names) > 12 else '')
     raise UserError(f'No run in {where} has logged "{metric}".{nearest(metric, names)} There are: {shown}.')
 
-# %% ../../nbs/tuner/67b_histories.ipynb #f05a5f18
+# %% ../../nbs/tuner/67b_histories.ipynb #5fcc01ad
 def _records(path: Path) -> Iterator[bytes]:
     "Payloads of an event file, up to the first that is damaged or not written to its end"
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -121,9 +121,9 @@ def _scalar(value: Any) -> float | None:
 
 
 def read_tensorboard(
-    folder: Path,
-    metric: str,
-    extra: Sequence[str] = (),
+    folder: Path,  # searched with all that is below it
+    metric: str,  # tag
+    extra: Sequence[str] = (),  # tags of series wanted beside it
     maximize: bool = False,
     progress: Progress = _silent,
 ) -> list[RecordedRun]:
