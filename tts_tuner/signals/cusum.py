@@ -110,10 +110,10 @@ class CusumAlarm(NamedTuple):
 
 class CusumState(NamedTuple):
     "All that is remembered; plain values, so that it fits into a checkpoint"
-    up: float
-    down: float
+    up: float  # the upper sum
+    down: float  # the lower sum
     up_since: int = 0  # first point after the upper sum was 0
-    down_since: int = 0
+    down_since: int = 0  # the same for the lower sum
     seen: int = 0  # points so far
 
     @classmethod

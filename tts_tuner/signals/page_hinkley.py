@@ -38,13 +38,13 @@ class PageHinkleyAlarm(NamedTuple):
 
 class PageHinkleyState(NamedTuple):
     "All that is remembered; plain values, so that it fits into a checkpoint"
-    mean: float = 0.0
+    mean: float = 0.0  # of the points so far
     weight: float = 0.0  # of the points in the mean
     up: float = 0.0  # m - M
-    down: float = 0.0
+    down: float = 0.0  # the same with all signs turned
     up_since: int = 0  # first point after the last minimum
-    down_since: int = 0
-    seen: int = 0
+    down_since: int = 0  # the same for a fall
+    seen: int = 0  # points so far
 
 
 def page_hinkley_step(
