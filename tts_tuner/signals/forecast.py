@@ -47,7 +47,7 @@ class Settings:
         near = omega[:, None, None] * np.exp(-apart / ell[:, None, None])
         return decay_kernel(a, b, alpha, beta) + near + gamma[:, None, None]
 
-# %% ../../nbs/signals/46a_forecast.ipynb #5f2dcad6
+# %% ../../nbs/signals/46a_forecast.ipynb #f57d58d4
 @dataclass(frozen=True)
 class ForecastRule:
     "How forecasts are made; the numbers were chosen on public learning curves of other tasks than those they are judged by"
@@ -59,7 +59,7 @@ class ForecastRule:
     settings: int = 256  # drawn from that prior
     kept: int = 32  # the heaviest, which make the forecast
     trust: float = 0.12  # tau, what one evaluation counts when settings are weighed
-    widen: tuple[float, float] = (1.3, 4.0)  # futures are spread about their median by the first plus the second over the evaluations seen
+    widen: tuple[float, float] = (1.2, 4.0)  # futures are spread about their median by the first plus the second over the evaluations seen
     logs: bool = True  # work on logarithms where all values are above 0
     ahead: int = 24  # evaluations to come that are looked at; more are thinned evenly
     draws: int = 2000  # futures
