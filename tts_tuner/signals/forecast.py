@@ -161,7 +161,7 @@ def weigh(
     if isinstance(found, Abstention): return found
     return _weighed(found[0], float(found[1][-1]), rule)
 
-# %% ../../nbs/signals/46a_forecast.ipynb #6b07ee2c
+# %% ../../nbs/signals/46a_forecast.ipynb #3f08ea93
 @dataclass(frozen=True)
 class Gain:
     "What is left to be had"
@@ -174,7 +174,7 @@ class Gain:
 
     def evidence(self, source: str = 'forecast') -> Evidence:
         "For a decision, in words"
-        when = f', half of it by step {self.by:.0f}' if self.by is not None else ''
+        when = f', half of it by step {self.by:.0f}' if self.by is not None and self.chance >= 0.005 else ''
         words = f'{100 * self.chance:.0f} % chance of being better than {self.best:.4g} by more than {self.worth:.2g} until step {self.until:.0f}{when}'
         numbers = dict(chance=self.chance, best=self.best, worth=self.worth, until=self.until)
         return Evidence(source, 'improving' if self.chance >= 0.5 else 'converged', self.step, max(self.chance, 1 - self.chance), words, numbers)
