@@ -39,7 +39,7 @@ DETECTORS = dict(mann_kendall=mann_kendall, trend=trend, hamed_rao=hamed_rao, yu
 
 @pytest.mark.parametrize('name', DETECTORS)
 def test_poor_data_ends_in_an_abstention(name):
-    for poor in ([], [1.0], [1.0, 2.0, 3.0], [2.5] * 80, [np.nan] * 80, [*range(79), np.inf]):
+    for poor in ([], [1.0], [1.0, 2.0, 3.0], [2.5] * 80, [np.nan] * 80, [*range(79), np.inf], [1e308, -1e308] * 40):
         found = DETECTORS[name](poor)
         assert isinstance(found, Abstention) and found.reason, (name, poor, found)
 
@@ -242,6 +242,12 @@ def test_whitening_knows_no_units(x, scale, level):
     found, other = reference(x), reference(x * scale + level)
     if isinstance(found, Abstention) or robust_sigma(x) < 0.05: return
     np.testing.assert_allclose((other.phi, other.level, other.sigma), (found.phi, found.level * scale + level, found.sigma * scale), rtol=1e-6, atol=1e-7 * scale)
+
+
+def test_a_reference_of_few_levels_has_a_sigma():
+    for x in ([0.0, 1.0] * 30, [0.0] * 30 + [1.0] + [0.0] * 30):
+        found = reference(x)
+        assert isinstance(found, Abstention) or found.sigma > 1e-3
 
 
 # ---- CUSUM and Page-Hinkley

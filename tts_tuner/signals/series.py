@@ -45,5 +45,6 @@ def finite_or_abstain(
     "The values, or why nothing can be said of them"
     bad = int((~np.isfinite(values)).sum())
     if bad: return Abstention(f'{bad} of {len(values)} {name} are not finite numbers')
+    if len(values) and np.abs(values).max() > 1e150: return Abstention(f'{name} are as large as {np.abs(values).max():.0e}, too large to be squared')
     if len(values) < least: return Abstention(f'{len(values)} {name} are fewer than the {least} this needs')
     return values

@@ -143,7 +143,9 @@ def reference(
     if isinstance(phi, Abstention): return phi
     level = float(kept.mean())
     r = kept - level
-    sigma = robust_sigma(r[1:] - phi * r[:-1] + level) if len(x) > 1 else spread
+    new = r[1:] - phi * r[:-1]
+    sigma = robust_sigma(new + level)
+    if sigma <= 1e-3 * new.std(): sigma = float(new.std())  # more than half of them are equal, as in a series of few levels
     return Reference(level, phi, sigma, len(x))
 
 # %% ../../nbs/signals/43b_whitening.ipynb #d6e5a69a
