@@ -138,6 +138,11 @@ class EarlyStopping(Strict):
     diverging: bool = Field(default=True, description='give up a run whose held-out loss explodes')
     will_it_align: bool = Field(default=True, description='give up at a rung, from a third of the run on, what will not speak')
     never_stops: bool = Field(default=True, description='warn of a stop gate that has not learnt its part')
+    level: Literal[1, 2, 3] = Field(default=1, description='who may end a run that gains nothing: 1 patience, 2 attention and statistics, 3 the weighted vote')
+    adaptive_patience: bool = Field(default=True, description='patience as fitted to recorded runs; false takes the plain rule')
+    statistics: bool = Field(default=True, description='may the trend of the score vote?')
+    bayesian: bool = Field(default=True, description='may the forecaster vote?')
+    attention_monitoring: bool = Field(default=True, description='may attention vote?')
 
 
 class Optimization(Strict):
