@@ -83,7 +83,7 @@ def plateau(
     if holds[at] < max(3, round(rule.company * len(last))): return None
     return float(losses[at + holds[at] // 2]), width
 
-# %% ../../nbs/tuner/67_promotion.ipynb #68fd7253
+# %% ../../nbs/tuner/67_promotion.ipynb #3d6bf727
 def _cost(n: int, epoch: int, T: int, power: float) -> float:
     "Epochs that a cohort of n takes from `epoch` to T when it shrinks with a power of the epoch, down to one"
     total = 0.0
@@ -107,7 +107,7 @@ def pace(
         power = (low + high) / 2
         if _cost(n, epoch, T, power) > left: low = power
         else: high = power
-    return min(n, max(1, left), max(1, round(n * (epoch / (epoch + 1)) ** high)))
+    return min(n, max(1, left - (T - epoch - 1)), max(1, round(n * (epoch / (epoch + 1)) ** high)))
 
 # %% ../../nbs/tuner/67_promotion.ipynb #a18a3b14
 @dataclass(frozen=True)
