@@ -20,8 +20,8 @@ from .series import Abstention, as_series, finite_or_abstain
 __all__ = ['FULL', 'FORCED', 'LAST', 'FULL_MODEL', 'FORCED_MODEL', 'SHARE', 'early_numbers', 'SpeakingModel', 'fit_model',
            'rates', 'AlignVerdict', 'will_it_align']
 
-# %% ../../nbs/signals/47d_will_it_align.ipynb #9bbf97ea
-FULL = ('alignment_score', 'gate_accuracy', 'free_alignment_score', 'success', 'best_success')  # with free running
+# %% ../../nbs/signals/47d_will_it_align.ipynb #221da80b
+FULL = ('alignment_score', 'gate_accuracy', 'free_alignment_score', 'best_success')  # with free running
 FORCED = ('alignment_score', 'attention_coverage')  # teacher forcing alone, for histories that hold no more
 LAST = 3  # validations a mean is taken over
 
@@ -41,15 +41,15 @@ def early_numbers(
         out.append((float(y.max() if name != metric else y[-LAST:].mean()) - 0.5) / 0.25)
     return np.array(out)
 
-# %% ../../nbs/signals/47d_will_it_align.ipynb #7431b5ee
+# %% ../../nbs/signals/47d_will_it_align.ipynb #65e13568
 @dataclass(frozen=True)
 class SpeakingModel:
     "Probability of speaking at the end, from numbers at a third of the budget"
     names: tuple[str, ...]  # inputs, as `early_numbers` knows them
     bias: float
     weights: tuple[float, ...]  # not negative, one for each name
-    low: float = 0.35  # "will fail" at or below this probability
-    high: float = 0.65  # "will speak" at or above it
+    low: float = 0.3  # "will fail" at or below this probability
+    high: float = 0.7  # "will speak" at or above it
 
     def probability(
         self,
@@ -104,8 +104,8 @@ def _newton(X: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
         if np.abs(step).max() < 1e-10: break
     return b
 
-# %% ../../nbs/signals/47d_will_it_align.ipynb #37875a0a
-FULL_MODEL = SpeakingModel(FULL, 0.621, (0.427, 0.348, 0.374, 0.720, 0.268))
+# %% ../../nbs/signals/47d_will_it_align.ipynb #599d1c2a
+FULL_MODEL = SpeakingModel(FULL, -0.175, (0.489, 0.528, 0.643, 0.517))
 FORCED_MODEL = SpeakingModel(FORCED, -1.268, (1.009, 0.439))
 SHARE = 1 / 3  # of the budget, before which nothing is said
 
