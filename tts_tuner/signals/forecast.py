@@ -92,17 +92,17 @@ def thinned(
     counts = np.diff(edges).astype(float)
     return np.add.reduceat(t, edges[:-1]) / counts, np.add.reduceat(y, edges[:-1]) / counts, counts
 
-# %% ../../nbs/signals/46a_forecast.ipynb #3ad80792
+# %% ../../nbs/signals/46a_forecast.ipynb #638f1276
 @dataclass(frozen=True, eq=False)
 class _Seen:
     "Evaluations in the units of the model"
     t: np.ndarray  # [n] steps
     y: np.ndarray  # [n]
     counts: np.ndarray  # [n]
-    base: float
-    size: float
-    logs: bool
-    sign: float
+    base: float  # last value, 0 of the model
+    size: float  # spread of the values, 1 of the model
+    logs: bool  # values are logarithms
+    sign: float  # -1 where higher is better
 
     def back(self, z: np.ndarray) -> np.ndarray:
         "From units of the model to those of the values"
@@ -120,9 +120,7 @@ def _seen(values: ArrayLike, steps: ArrayLike | None, lower_is_better: bool, rul
     sign = 1.0 if lower_is_better else -1.0
     z = np.log(y) if logs else sign * y
     late = t >= rule.early * t[-1]
-    base = float(z[-1])
-    with np.errstate(over='ignore'): size = float(np.std(z[late]))
-    if not np.isfinite(size * size): return Abstention(f'values up to {np.abs(y).max():.0e} are too large to be weighed')
+    base, size = float(z[-1]), float(np.std(z[late]))
     if size <= 1e-12 * max(1.0, abs(base)):
         return Abstention(f'the last {late.sum()} values are all the same: a curve that does not move says nothing about where it goes')
     times, scaled, counts = thinned(t[late], (z[late] - base) / size, rule.most)
@@ -161,7 +159,7 @@ def weigh(
     if isinstance(found, Abstention): return found
     return _weighed(found[0], float(found[1][-1]), rule)
 
-# %% ../../nbs/signals/46a_forecast.ipynb #3f08ea93
+# %% ../../nbs/signals/46a_forecast.ipynb #1f29b463
 @dataclass(frozen=True)
 class Gain:
     "What is left to be had"
@@ -187,8 +185,8 @@ class Forecast:
     futures: np.ndarray  # [draws, m] values they may have
     best: float  # best value so far
     step: int  # last step seen
-    lower_is_better: bool
-    settings: Settings
+    lower_is_better: bool  # whether `best` is the smallest
+    settings: Settings  # to be handed back for the next forecast
 
     def quantile(self, share: float) -> np.ndarray:
         "[m] value below which a share of the futures lies, for each step"

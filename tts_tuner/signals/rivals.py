@@ -18,13 +18,13 @@ from .series import Abstention, as_series, finite_or_abstain
 # %% auto #0
 __all__ = ['NORMAL_90', 'Point', 'last_value', 'power_law', 'exponential']
 
-# %% ../../nbs/signals/46b_rivals.ipynb #a6125fda
+# %% ../../nbs/signals/46b_rivals.ipynb #a3331ad5
 @dataclass(frozen=True)
 class Point:
     "A forecast of the value at one step"
     value: float
     low: float  # 90 % interval
-    high: float
+    high: float  # the upper end of it
 
 
 NORMAL_90 = 1.6449  # 95 % point of the standard normal distribution
