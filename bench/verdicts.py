@@ -76,7 +76,8 @@ def auc(p: np.ndarray, y: np.ndarray) -> float:
 
 def across(runs: Sequence[Run], names: Sequence[str], until: float = SHARE) -> tuple[dict[str, float], list[tuple[Run, float]]]:
     "Fitted on one corpus, tested on the other, both ways; error rates of both together"
-    out, kept, p, y = {}, [], [], []
+    out: dict[str, float] = {}
+    kept, p, y = [], [], []
     for fitted, tested in (('demo', 'digits'), ('digits', 'demo')):
         _, x, s = table([r for r in runs if r['corpus'] == fitted and not meddled_late(r)], names, until)
         model = fit_model(x, s, names)
