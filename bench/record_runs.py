@@ -145,7 +145,7 @@ def record(run: dict[str, Any], corpora: dict[str, Path], parts: Path, cache: Pa
     stream = BatchStream(TTSDataset(features, train, hp), hp)
     anchor = anchors(features, train, list(held)[-hp.n_free_running:], hp, cache, n_copies=0)
     evaluator = Evaluator(features, held, hp, anchor=anchor)
-    steps: list[list[float]] = []
+    steps: list[list[float | None]] = []
     rows, status = [], 'done'
     start, spent = time.process_time(), 0.0
     for _ in range(hp.max_steps):
