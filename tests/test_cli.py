@@ -9,7 +9,7 @@ import pytest
 from tts_tuner import cli
 from tts_tuner.config.errors import TTSTunerError
 
-VERBS = ('run', 'config', 'train', 'synth', 'import', 'export', 'replay', 'report', 'doctor', 'demo-corpus', 'version')
+VERBS = ('run', 'config', 'train', 'synth', 'import', 'export', 'replay', 'judge', 'report', 'doctor', 'demo-corpus', 'version')
 HEADLESS = {k: v for k, v in os.environ.items() if k not in ('DISPLAY', 'WAYLAND_DISPLAY', 'MPLBACKEND')}
 
 
@@ -390,3 +390,15 @@ def test_report_of_an_unfinished_study_without_a_display(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'tts_tuner.cli', 'report'], cwd=tmp_path, env=HEADLESS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'runs/toy/report.html' in done.stdout and (tmp_path / 'runs/toy/report.html').is_file()
+
+
+def test_judge_answers_five_questions_about_a_run(tts_tune, tmp_path):
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'hparams.yaml').write_text('max_steps: 300\nn_free_running: 24\n')
+    rows = [dict(step=10 * i, time=0.0, val_loss=2 - i / 30 if i < 25 else 2.0 * 4 ** (i - 24), alignment_score=min(0.95, i / 12)) for i in range(1, 31)]
+    (run / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    said = json.loads(tts_tune('judge', str(run), '--json')[1])
+    assert [a['question'] for a in said] == ['Where does it stand?', 'Will it speak?', 'Does its loss explode?', 'Does speech end by itself?', 'May it end here?']
+    assert said[0]['verdict'] == 'convergence' and said[2]['verdict'] == 'diverging'
+    one_sentence(tts_tune('judge', str(tmp_path)), 2, 'is no run', 'hparams.yaml')

@@ -26,7 +26,7 @@ from .config.errors import TTSTunerError, UserError
 # %% auto #0
 __all__ = ['app', 'ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Workers',
            'Seed', 'Deploy', 'Track', 'Words', 'ending', 'run', 'config', 'demo_corpus', 'train', 'newest', 'synth',
-           'import_', 'export', 'replay', 'report', 'doctor', 'version', 'main']
+           'import_', 'export', 'replay', 'judge', 'report', 'doctor', 'version', 'main']
 
 # %% ../nbs/90_cli.ipynb #57a50696
 def _keep_traceback(error: BaseException) -> Path:
@@ -383,6 +383,34 @@ def replay(
         print(f'{picture}: the same as a picture.')
 
 # %% ../nbs/90_cli.ipynb #9d626757
+@_verb('judge', 'tts-tune judge', 'tts-tune judge runs/demo/t003/g001', 'tts-tune judge runs/by_hand --json')
+def judge(
+    run_dir: Annotated[Path | None, typer.Argument(help='Folder of a run: metrics.jsonl and hparams.yaml. [the newest under runs/]')] = None,
+    json: Annotated[bool, typer.Option('--json', help='For programs.')] = False,
+) -> None:
+    "Ask the detectors about one run: does it learn to speak, will it ever, may it end?"
+    folder = run_dir or newest('**/metrics.jsonl', 'run').parent
+    known = _own_hparams(folder)
+    if known is None or not (folder / 'metrics.jsonl').is_file(): raise UserError(f'{folder} is no run: it has no hparams.yaml or no metrics.jsonl.')
+    from tts_tuner.tuner.judge import judge as asked
+    from tts_tuner.tuner.trials import MetricsReader
+
+    reader = MetricsReader(folder / 'metrics.jsonl')
+    reader.read()
+    answers = asked(reader.validations(), int(known['max_steps']), int(known['n_free_running']))
+    if json:
+        from json import dumps
+
+        print(dumps([{k: getattr(a, k) for k in ('question', 'verdict', 'words')} for a in answers], indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f'{folder}, step {reader.step} of {known["max_steps"]}', show_header=False, box=None, title_justify='left')
+    for a in answers: table.add_row(a.question, f'[bold]{a.verdict}[/]', a.words)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
 @_verb('report', 'tts-tune report', 'tts-tune report runs/anna')
 def report(study: Annotated[Path | None, typer.Argument(help='Folder of the study. [the newest under runs/]')] = None) -> None:
     "Write the report of a study, finished or not."
