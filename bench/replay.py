@@ -1,10 +1,11 @@
 """What policies of a study and rules of a single run save and lose on recorded curves.
 
-    python bench/replay.py --curves DIR [--picture pareto.png]
+    python bench/replay.py --curves DIR [--picture pareto.png]   # studies
+    python bench/replay.py --curves DIR --single                 # single runs
 
 DIR holds taskset_*.npz (`valid_loss` [trials, epochs], `hp` [trials, d]: TaskSet, Metz and others 2020, as redistributed by
-DyHPO, Apache-2.0) and librispeech_runs.jsonl.gz (runs of AlgoPerf submissions with step, valid_wer, valid_loss, train_loss);
-either may be missing. Draw d of task t takes 100 trials, seeded by (t, d), the same for every policy. The product's own
+DyHPO, Apache-2.0) and librispeech_runs.jsonl.gz (runs of AlgoPerf submissions with step, valid_wer, valid_loss, train_loss).
+Draw d of task t takes 100 trials, seeded by (t, d), the same for every policy. The product's own
 recorded runs in bench/curves are played too. Intervals of 95 % by bootstrap over tasks and draws; in the comparison with the
 best fixed rungs also with whole tasks drawn first. The numbers of the stopping rule were fitted on LibriSpeech runs, these among
 them; bench/stop.py has the figures for workloads it was not fitted on.
@@ -18,7 +19,6 @@ import numpy as np
 import results
 from rich.console import Console
 
-from tts_tuner.config.errors import UserError
 from tts_tuner.tuner.histories import read_jsonl, read_npz
 from tts_tuner.tuner.policies import BESIDE, policy_of, rule_of
 from tts_tuner.tuner.replay import Result, Task, front, interval, name_of, paired, picture, play, replay, table
@@ -27,7 +27,7 @@ from tts_tuner.tuner.replay_runs import RuleResult, replay_runs, rule_table
 FIXED = ('halving:3', 'rungs:1>33,3>11,9>4,27>1', 'top:1,5', 'top:3,5', 'top:5,3', 'top:5,5', 'top:5,10', 'top:8,5', 'rungs:2>30,4>8,16>3', 'rungs:3>25,9>5',
          'rungs:3>20,8>6,20>3', 'rungs:4>30,10>10')
 OTHERS = ('none', 'patience:3', 'patience:10', 'median:5,5', 'percentile:25', 'hyperband:3')
-SLOW = ('stopping:standard', 'vote:3')  # each trial by itself, asked after every epoch; played on a quarter of the draws
+SLOW = ('stopping:standard', 'vote:3')  # each trial by itself, asked after every epoch; played on a tenth of the draws
 OURS = ('promotion:0.08', 'promotion:0.13', 'promotion:0.2', 'promotion:0.3')
 RULES = ('never', *(f'patience:{p}' for p in (3, 5, 8, 10, 12, 15, 18, 22)), 'patience:5,0.005', 'patience:10,0.005', 'prechelt:GL,5', 'prechelt:PQ,0.5',
          'prechelt:UP,3', 'stopping:careful', 'stopping:standard', 'stopping:brisk', 'stopping:bold', 'vote:2', 'vote:3')
@@ -58,9 +58,9 @@ def studies(tasks: list[Task], draws: int, n: int, drawing: Path | None) -> dict
     print(file=sys.stderr)
     everything = list(found.values())
     Console(width=150).print(table(everything, np.random.default_rng(0)))
-    few = max(1, draws // 4)
+    few = max(1, draws // 10)
     slow = replay([policy_of(t) for t in SLOW], tasks, few, n)
-    print(f'{few} draws of each task:')
+    print(f'{few} draws of each task:', flush=True)
     Console(width=150).print(table(slow, np.random.default_rng(0)))
     print('Pareto front:', ', '.join(r.name for r in front(everything)))
     metrics: dict[str, float] = {}
@@ -83,7 +83,7 @@ def speed(task: Task) -> dict[str, float]:
     part, spent = Task(task.name, task.loss[:100, :50], None if task.hp is None else task.hp[:100]), {}
     for text in (*FIXED, *OTHERS, *SLOW, *OURS):
         policy, times = policy_of(text), []
-        for _ in range(3):
+        for _ in range(1 if text in SLOW else 3):
             begun = time.process_time()
             play(policy, part)
             times.append(time.process_time() - begun)
@@ -108,18 +108,20 @@ def main() -> None:
     ap.add_argument('--draws', type=int, default=20)
     ap.add_argument('--n', type=int, default=100, help='trials a draw')
     ap.add_argument('--picture', type=Path, help='file of the Pareto picture')
-    ap.add_argument('--name', default='replay', help='name of the result file')
+    ap.add_argument('--single', action='store_true', help='rules of single runs instead of policies of studies')
     a = ap.parse_args()
-    metrics: dict[str, float] = {}
-    if files := sorted(a.curves.glob('taskset_*.npz')):
-        tasks = [read_npz(f) for f in files]
-        metrics |= studies(tasks, a.draws, a.n, a.picture) | speed(tasks[0])
-    if (file := a.curves / 'librispeech_runs.jsonl.gz').is_file(): metrics |= single(file, 'valid_wer', 'LibriSpeech')
-    if not metrics: sys.exit(f'no taskset_*.npz and no librispeech_runs.jsonl.gz in {a.curves}')
-    if OWN.is_file():
-        try: metrics |= single(OWN, 'val_loss', 'Tacotron 2')
-        except UserError as e: print(e)
-    results.save('replay', metrics, file=a.name, tasks=[f.stem for f in files], draws=a.draws, n=a.n)
+    if a.single:
+        given = a.curves / 'librispeech_runs.jsonl.gz'
+        if not given.is_file(): sys.exit(f'no librispeech_runs.jsonl.gz in {a.curves}')
+        metrics = single(given, 'valid_wer', 'LibriSpeech')
+        if OWN.is_file(): metrics |= single(OWN, 'val_loss', 'Tacotron 2')
+        results.save('replay_runs', metrics)
+        return
+    files = sorted(a.curves.glob('taskset_*.npz'))
+    if not files: sys.exit(f'no taskset_*.npz in {a.curves}')
+    tasks = [read_npz(f) for f in files]
+    metrics = studies(tasks, a.draws, a.n, a.picture) | speed(tasks[0])
+    results.save('replay', metrics, tasks=[f.stem for f in files], draws=a.draws, n=a.n)
 
 
 if __name__ == '__main__': main()
