@@ -74,7 +74,7 @@ def _jitter(log: np.ndarray, w: int) -> np.ndarray:
     out[w:] = np.where(finite.all(1), np.median(steps, axis=1), np.where(finite.any(1), np.inf, 0.0))
     return out
 
-# %% ../../nbs/signals/47c_stopping.ipynb #74dbd70a
+# %% ../../nbs/signals/47c_stopping.ipynb #d55b89ee
 def _broken(series: list[np.ndarray]) -> np.ndarray:
     "Evaluations in a row at which a series is not finite, or all of them stand still to the last digits"
     n = len(series[0])
@@ -98,7 +98,7 @@ def signs(
     values: ArrayLike,  # [n] what the run is judged by at each evaluation, from 0 up, lower is better; not finite where it broke
     loss: ArrayLike | None = None,  # [n] validation loss at the same evaluations
     training: ArrayLike | None = None,  # [n] training loss at the same evaluations
-    shares: tuple[float, ...] = (0.003,),  # gains whose age is wanted
+    shares: tuple[float, ...] = (0.0,),  # gains whose age is wanted
 ) -> Signs:
     "The signs of a run; ValueError naming the argument where lengths disagree or a value is below 0"
     series: list[np.ndarray] = []
@@ -117,24 +117,24 @@ def signs(
     return Signs(np.arange(1.0, n + 1), _broken(series), {s: _since(x, s) for s in shares}, excess,
                  _gained(log, GAIN), _jitter(log, JITTER), _jitter(log, WAVER), *of_loss)
 
-# %% ../../nbs/signals/47c_stopping.ipynb #8b036f13
+# %% ../../nbs/signals/47c_stopping.ipynb #217b3e9c
 @dataclass(frozen=True)
 class StoppingRule:
     "Numbers of the rule; see the formulas above"
-    patience: float = 11  # p, evaluations
-    share: float = 0.2  # q, of the evaluations seen
-    min_delta: float = 0.003  # a smaller gain is none, a share
+    patience: float = 15  # p, evaluations
+    share: float = 0.3  # q, of the evaluations seen
+    min_delta: float = 0.0  # a smaller gain is none, a share
     caution: float = 2.0  # c, how much jitter lengthens the wait
-    collapse: int = 8  # evaluations
+    collapse: int = 4  # evaluations
     times: float = 2.0
-    still_gain: float = 0.004
+    still_gain: float = 0.006
     still_jitter: float = 0.002
     still_loss: float = 0.002
     broken: int = 3  # evaluations
 
 
 RULES: Mapping[str, StoppingRule] = MappingProxyType({  # by the share of runs that may be stopped falsely; fitted by bench/stop.py
-    'careful': StoppingRule(18, 0.1, 0.0, collapse=7, still_gain=0.01),  # 1 %
+    'careful': StoppingRule(18, 0.1, collapse=7, still_gain=0.01),  # 1 %
     'standard': StoppingRule(),  # 2 %
     'brisk': StoppingRule(7, 0.2, 0.005, collapse=7, still_gain=0.01),  # 5 %
     'bold': StoppingRule(4, 0.3, 0.005, 0.5, 4, still_gain=0.01, still_loss=0.004),  # 10 %
@@ -155,7 +155,7 @@ def reasons(s: Signs, rule: StoppingRule) -> np.ndarray:  # [..., n] index into 
     still = (s.gain < rule.still_gain) & (s.jitter < rule.still_jitter) & (s.loss_jitter < rule.still_jitter) & (s.loss_gain < rule.still_loss)
     return np.select([s.broken >= rule.broken, collapsed, still, waited], [1, 2, 3, 4], 0)
 
-# %% ../../nbs/signals/47c_stopping.ipynb #c00161c4
+# %% ../../nbs/signals/47c_stopping.ipynb #650503a4
 @dataclass(frozen=True)
 class StoppingVerdict:
     "Go on or stop, and why"
@@ -180,8 +180,9 @@ def _words(why: str, s: Signs, rule: StoppingRule) -> str:
         return f'The value is {times:.3g} times the best one, which is {age:.0f} evaluations old, and does not come back.'
     if why == 'still': return f'The curve lies still: {s.gain[-1]:.2%} gained in {GAIN} evaluations, and it jitters by {s.jitter[-1]:.2%}.'
     wait = needed(s, rule)[-1]
-    if why == 'waited': return f'No gain of {rule.min_delta:.1%} for {since:.0f} evaluations, {wait:.0f} were waited for.'
-    return f'The last gain of {rule.min_delta:.1%} is {since:.0f} evaluations old; up to {math.ceil(wait)} are waited for.'
+    gain = f'gain of {rule.min_delta:.1%}' if rule.min_delta else 'gain'
+    if why == 'waited': return f'No {gain} for {since:.0f} evaluations, {wait:.0f} were waited for.'
+    return f'The last {gain} is {since:.0f} evaluations old; up to {math.ceil(wait)} are waited for.'
 
 
 def stopping(

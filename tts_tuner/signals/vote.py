@@ -153,7 +153,7 @@ def attention_vote(
     if gained >= gain: return Vote('attention', 'continue', f'The alignment score still gains {gained:.3f} in {window} evaluations.', numbers)
     return Vote('attention', 'stop', f'Attention is in place ({best:.2f}) and gained {gained:.3f} in {window} evaluations.', numbers)
 
-# %% ../../nbs/signals/47b_vote.ipynb #92fbe551
+# %% ../../nbs/signals/47b_vote.ipynb #e61b34c8
 LEVELS: Mapping[int, Mapping[str, int]] = MappingProxyType({1: {'patience': QUORUM}, 2: {'attention': 3, 'statistics': 3}, 3: WEIGHTS})
 
 
@@ -190,6 +190,6 @@ def decide(
     return Verdict(False, found.weight, found.against, found.quorum, f'Early stopping is switched off. {found.words}', found.votes)
 
 
-def asked_voters(switches: Switches) -> tuple[str, ...]:
+def asked_voters(switches: Switches = SWITCHES) -> tuple[str, ...]:
     "Voters whose vote can matter: the others need not be computed"
     return tuple(v for v in LEVELS[switches.level] if not switches.off(v)) if switches.early_stopping else ()
