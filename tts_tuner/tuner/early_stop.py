@@ -22,10 +22,10 @@ from ..signals.series import Abstention
 from ..signals.stopping import stopping
 from ..signals.trend import statistics_opinion
 from ..signals.vote import Switches, Verdict, Vote, asked_voters, attention_vote, bayesian_vote, decide, patience_vote, statistics_vote
-from ..signals.will_it_align import will_it_align
+from ..signals.will_it_align import FORCED, AlignVerdict, will_it_align
 
 # %% auto #0
-__all__ = ['Validations', 'WORTH', 'as_columns', 'end_verdict', 'RunWatch', 'watch_for']
+__all__ = ['Validations', 'WORTH', 'as_columns', 'will_it_speak', 'end_verdict', 'RunWatch', 'watch_for']
 
 # %% ../../nbs/tuner/61a_early_stop.ipynb #b059fc8c
 Validations = Sequence[tuple[int, Mapping[str, float]]]  # (step, metrics by name), steps rising
@@ -40,6 +40,16 @@ def as_columns(
 
 # %% ../../nbs/tuner/61a_early_stop.ipynb #8f64c7fb
 WORTH = 0.005  # gain worth waiting for, a share of the best value
+
+
+def will_it_speak(
+    validations: Validations,  # of one run, steps rising
+    budget: int,  # steps the run is to have
+) -> AlignVerdict | Abstention:
+    "The verdict about the end of a run, of validations that may lack what it needs"
+    steps, columns = as_columns(validations)
+    if lacking := [n for n in FORCED if n not in columns]: return Abstention(f'no validation has {" or ".join(lacking)}')
+    return will_it_align(columns, steps, budget)
 
 
 def _switches(rules: EarlyStopping) -> Switches:
@@ -66,7 +76,7 @@ def end_verdict(
         return bayesian_vote(found if isinstance(found, Abstention) else found.gain(WORTH * abs(found.best)))
 
     ask = dict(patience=waited, statistics=lambda: statistics_vote(statistics_opinion(value, steps, ahead)), bayesian=foreseen,
-               attention=lambda: attention_vote(columns.get('alignment_score', missing), will_it_align(columns, steps, budget)))
+               attention=lambda: attention_vote(columns.get('alignment_score', missing), will_it_speak(validations, budget)))
     return decide([ask[voter]() for voter in asked_voters(switches)], switches)
 
 # %% ../../nbs/tuner/61a_early_stop.ipynb #63dfdf4b
@@ -139,8 +149,7 @@ class RunWatch:
         "What the detectors hold against this trial at a rung"
         upto = [(s, m) for s, m in self._validations if s <= step]
         if not upto or not (self.rules.enabled and self.rules.will_it_align): return ()
-        steps, columns = as_columns(upto)
-        verdict = will_it_align(columns, steps, self.budget)
+        verdict = will_it_speak(upto, self.budget)
         return () if isinstance(verdict, Abstention) or verdict.verdict != 'will fail' else (verdict.evidence(),)
 
 

@@ -17,8 +17,7 @@ from ..quality.phases import follow_phases
 from ..signals.diverging import diverging
 from ..signals.never_stops import never_stops
 from ..signals.series import Abstention
-from ..signals.will_it_align import will_it_align
-from .early_stop import Validations, as_columns, end_verdict
+from .early_stop import Validations, as_columns, end_verdict, will_it_speak
 
 # %% auto #0
 __all__ = ['Answer', 'judge']
@@ -50,7 +49,7 @@ def judge(
     told = lambda found: found if isinstance(found, Abstention) else found.evidence()
     nothing = Abstention('the run has no validation yet')
     phase = told(follow_phases(columns['alignment_score'], steps)) if 'alignment_score' in columns else nothing
-    speaks = told(will_it_align(columns, steps, budget)) if steps else nothing
+    speaks = told(will_it_speak(validations, budget)) if steps else nothing
     loss = told(diverging(columns['val_loss'], steps)) if 'val_loss' in columns else nothing
     gate = told(never_stops(columns.get('stop_rate', missing), columns.get('alignment_score', missing), sentences, columns.get('duration_ratio'), steps)) \
         if steps else nothing
