@@ -65,7 +65,11 @@ def end_verdict(
     steps, columns = as_columns(validations)
     missing = np.full(len(steps), np.nan)
     value = 1 - columns.get('score', missing)
-    switches, ahead = _switches(rules), max(1, budget - steps[-1])
+    switches, ahead = _switches(rules), max(1, budget - (steps[-1] if steps else 0))
+
+    if not steps or 'score' not in columns:
+        none = Abstention('no validation has a score')
+        return decide([patience_vote(none), statistics_vote(none), bayesian_vote(none)], switches)
 
     def waited() -> Vote:
         if not rules.adaptive_patience: return patience_vote(patience(value))
