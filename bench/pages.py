@@ -19,6 +19,7 @@ def results(name: str) -> list[dict[str, Any]]:
 def figure(v: Any) -> str:
     "A number as a reader wants it; words as they are"
     if not isinstance(v, (int, float)): return str(v)
+    if v != v: return 'none'  # a share of nothing
     if abs(v) >= 100 or v == int(v): return f'{v:,.0f}'
     if 0 < abs(v) < 0.001: return f'{v:.0e}'
     return f'{v:.3g}' if abs(v) < 10 else f'{v:.1f}'

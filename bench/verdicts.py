@@ -1,10 +1,12 @@
 """Verdicts about runs, on recorded ones: will it align at a third of the budget, is it diverging, does it never stop.
 
     python bench/verdicts.py [--runs bench/curves/tacotron2.jsonl.gz] [--curves DIR]
+    python bench/verdicts.py --later bench/curves/tacotron2_later.jsonl.gz
 
 `--runs` are the runs of bench/record_runs.py, on two corpora; the verdict at a third is fitted on one and tested on the other, both ways, beside
 diagonality alone. DIR holds runs of another Tacotron 2 (a CSV and a JSON each), which are only tested on. Runs that somebody meddled with after
-that third are left out there, for nobody can know, and counted apart. Divergence is simulated too, with draws that nothing was set on.
+that third are left out there, for nobody can know, and counted apart. `--later` are runs that were recorded when the verdict in the package was
+fixed: it is only tested on them, beside diagonality alone as fitted on the others. Divergence is simulated too, with draws that nothing was set on.
 """
 import argparse
 import csv
@@ -179,9 +181,11 @@ def main() -> None:
     ap.add_argument('--runs', type=Path, default=Path(__file__).parent / 'curves/tacotron2.jsonl.gz', help='runs of bench/record_runs.py')
     ap.add_argument('--curves', type=Path, help='folder of runs of another Tacotron 2, a CSV and a JSON each')
     ap.add_argument('--draws', type=int, default=1500, help='simulated divergences')
+    ap.add_argument('--later', type=Path, help='runs recorded after the verdict in the package was fixed; nothing else is measured then')
     ap.add_argument('--dry', action='store_true', help='print and write nothing')
     a = ap.parse_args()
     runs = [r for r in read_runs(a.runs) if r['step']]
+    if a.later: return afterwards(runs, read_runs(a.later), a.dry)
     foreign = read_foreign(a.curves) if a.curves else []
     early = [r for r in runs if not meddled_late(r)]
     metrics: dict[str, float] = {'runs': len(runs), 'runs not meddled with late': len(early), 'of these failed': sum(not spoke(r) for r in early)}
@@ -196,6 +200,26 @@ def main() -> None:
     metrics |= {f'gate, {k}': v for k, v in stopping(runs).items()}
     for k, v in metrics.items(): print(f'{k:70} {v:.3f}')
     if not a.dry: results.save('verdicts', metrics)
+
+
+def afterwards(runs: Sequence[Run], later: Sequence[Run], dry: bool) -> None:
+    "The verdict as it is in the package, on runs it could not be fitted to"
+    _, x, y = table([r for r in runs if not meddled_late(r)], ALONE)
+    metrics: dict[str, float] = {}
+    for label, model in (('full', FULL_MODEL), ('attention', FORCED_MODEL), ('diagonality alone', fit_model(x, y, ALONE))):
+        for part in ('all', 'demo', 'digits', 'meddled with late'):
+            mine = [r for r in later if r['step'] and part in ('all', 'meddled with late', r['corpus'])]
+            chosen = [r for r in mine if meddled_late(r) == (part == 'meddled with late')]
+            if not chosen: continue
+            kept, p_x, spoken = table(chosen, model.names)
+            p = model.probability(p_x)
+            metrics |= {f'{label}, {part}: {k}': v for k, v in rates(p, spoken, model).items()}
+            if part == 'all':
+                metrics[f'{label}, {part}: AUC'] = auc(p, spoken)
+                for run, q in sorted(zip(kept, p.tolist()), key=lambda e: e[1]) if label == 'full' else ():
+                    print(f'  {run["name"]:32} P {q:.2f}  success at the end {column(run, "success")[-1]:.2f}')
+    for k, v in metrics.items(): print(f'{k:70} {v:.3f}')
+    if not dry: results.save('verdicts_later', metrics)
 
 
 def shipped(label: str, model: SpeakingModel, runs: Sequence[Run], early: Sequence[Run], foreign: Sequence[Run]) -> dict[str, float]:
