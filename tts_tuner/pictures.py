@@ -127,6 +127,7 @@ def curves_svg(
     note: str = '',  # beside the title: unit, or which way is better
     guides: Sequence[tuple[float, str]] = (),  # (value, name) of horizontal lines
     limits: tuple[float, float] | None = None,  # vertical range; None takes the data's
+    bands: Sequence[tuple[float, float, str]] = (),  # (first step, last step, class) of what lies behind the lines
     width: int = 360, height: int = 200,
 ) -> str:
     "Curves of all trials in one frame"
@@ -135,6 +136,8 @@ def curves_svg(
     fx = lambda x: left + (width - left - right) * (x - x0) / (x1 - x0)
     fy = lambda y: top + (height - top - bottom) * (y1 - min(max(y, y0), y1)) / (y1 - y0)
     out = [f'<text x="{left}" y="14" class="t">{html.escape(title)} <tspan class="k">{html.escape(note)}</tspan></text>']
+    for a, b, kind in bands:
+        out.append(f'<rect x="{fx(a):.1f}" y="{top}" width="{max(0.0, fx(b) - fx(a)):.1f}" height="{height - top - bottom}" class="{html.escape(kind)}"/>')
     for y in _ticks(y0, y1, 4):
         out.append(f'<line x1="{left}" x2="{width - right}" y1="{fy(y):.1f}" y2="{fy(y):.1f}" class="g"/>')
         out.append(f'<text x="{left - 5}" y="{fy(y) + 3:.1f}" class="k" text-anchor="end">{y:g}</text>')
