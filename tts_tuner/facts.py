@@ -41,6 +41,11 @@ class TrialFacts:
         "Last step written"
         return max(self.rows, default=0)
 
+    @property
+    def validations(self) -> list[tuple[int, Mapping[str, float]]]:
+        "Steps with a validation, in order"
+        return [(s, row) for s, row in sorted(self.rows.items()) if 'alignment_score' in row]
+
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         "Steps and finite values of one number"
         found = [(s, row[name]) for s, row in sorted(self.rows.items()) if math.isfinite(row.get(name, math.nan))]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # %% auto #0
-__all__ = ['STYLE', 'STYLE_PICTURES', 'SCRIPT', 'HEAD', 'LISTEN', 'BODY', 'TAIL', 'GLOSSARY', 'render']
+__all__ = ['STYLE', 'STYLE_PICTURES', 'SCRIPT', 'HEAD', 'LISTEN', 'STANDING', 'BODY', 'TAIL', 'GLOSSARY', 'render']
 
 # %% ../nbs/80b_page.ipynb #0c8e61a3
 STYLE = '''
@@ -61,6 +61,10 @@ svg .t { font-size:12px; font-weight:600; fill:currentColor }
 svg .k { font-size:8.5px; font-weight:400; fill:var(--soft) }
 svg .g { stroke:var(--line); stroke-width:.7 }
 svg .a { stroke:var(--warm); stroke-width:1; stroke-dasharray:4 3 }
+svg .p0 { fill:var(--bad) } svg .p1 { fill:var(--warm) } svg .p2 { fill:var(--main) } svg .p3 { fill:var(--good) }
+svg .p0,svg .p1,svg .p2,svg .p3 { opacity:.17 }
+.key i { display:inline-block; width:.85em; height:.85em; margin:0 .35em 0 .9em; border-radius:3px; opacity:.5; vertical-align:-.06em }
+.key .p0 { background:var(--bad) } .key .p1 { background:var(--warm) } .key .p2 { background:var(--main) } .key .p3 { background:var(--good) }
 svg .f { fill:var(--wash) } .px { image-rendering:pixelated }
 svg .c polyline { fill:none; stroke:var(--soft); stroke-width:1.1; opacity:.55; stroke-linejoin:round }
 svg .c circle { fill:var(--soft); opacity:.6 }
@@ -74,6 +78,10 @@ th,td { padding:6px 12px 6px 0; border-bottom:1px solid var(--line); vertical-al
 tr.win td { font-weight:600 } td.end { font-weight:400; min-width:16em } tr[data-t]:hover { background:var(--wash) }
 .tag { font-size:.76rem; font-weight:600; padding:1px 8px; border-radius:9px; background:var(--wash); color:var(--soft);
   white-space:nowrap } .tag.final,.tag.promote { color:var(--good) } .tag.stop,.tag.prune,.tag.alert,.tag.rollback { color:var(--bad) }
+b.yes,.yes b { color:var(--good) } b.no,.no b { color:var(--bad) } td b { white-space:nowrap } td.meter { min-width:7em }
+.checks { list-style:none; margin:.5em 0 0; padding:0; font-size:.86rem; line-height:1.4 } .checks li { padding:2px 0 2px 1.5em; text-indent:-1.5em }
+.checks b { display:inline-block; width:1.5em; text-indent:0 } .tile .checks b { font-size:inherit; letter-spacing:0 } .tile b.big { font-size:1.5rem }
+.remarks { margin:.4em 0 1em; padding-left:1.2em } .remarks li { margin:.25em 0; max-width:60em }
 .bar { display:grid; grid-template-columns:17em 1fr 3.5em; gap:12px; align-items:center; font-size:.88rem; margin:5px 0 }
 .bar div { background:var(--line); border-radius:4px; height:10px }
 .bar div i { display:block; height:100%; border-radius:4px; background:var(--main) } details { margin:0 } summary { cursor:pointer }
@@ -120,6 +128,7 @@ HEAD = '''<!DOCTYPE html>
 <audio controls preload="none" src="{{ s.audio }}"></audio><figcaption>{{ s.name }} ({{ '%.1f'|format(s.seconds) }} s)</figcaption></figure>{% endmacro %}
 <div class="eyebrow">Study {{ study }}</div><h1>{{ title }}</h1><p>{{ lead }}</p>
 <nav>{% if samples %}<a href="#listen">Listen</a>{% endif %}{% if maps %}<a href="#attention">Attention</a>{% endif %}
+  {% if standing.answers %}<a href="#standing">How it stands</a>{% endif %}
   <a href="#done">What was done</a>
 <a href="#trials">All trials</a><a href="#settings">Which setting mattered</a><a href="#decisions">Decisions</a><a href="#on">How to go
   on</a><a href="#numbers">The numbers</a></nav>
@@ -150,9 +159,31 @@ Teacher-forced, the model hears the real recording up to each moment; free-runni
 '''
 
 # %% ../nbs/80b_page.ipynb #c2f4d2c8
+STANDING = '''
+{% if standing.answers %}<h2 id="standing">How it stands</h2>
+<p>Five questions to the detectors, one number for its health, and three gates. They advise people; the winner was chosen by its
+  score alone.</p>
+<div class="card wide"><table><tr><th>Asked of the {{ standing_of }}</th><th>Answer</th><th>Because</th></tr>
+{% for a in standing.answers %}<tr><td>{{ a.question }}</td><td><b class="{{ a.tone }}">{{ a.verdict }}</b></td><td>{{ a.words }}</td></tr>
+  {% endfor %}</table></div>
+{% if standing.health %}<div class="card wide"><p class="say">Health {{ standing.health.value }} of 1</p>
+<p class="small soft">{{ standing.health.words }}</p>
+<table><tr><th>Group</th><th class="n">Weight</th><th></th><th class="n">Value</th><th>Made of</th></tr>
+{% for g in standing.health.groups %}<tr><td>{{ g.name }}</td><td class="n">{{ g.weight }}</td><td class="meter"><div class="scale plain">
+  <i style="width:{{ g.share }}%"></i></div></td><td class="n">{{ g.value }}</td>
+<td>{{ g.made }}{% if g.missing %}<br><span class="soft">not measured: {{ g.missing }}</span>{% endif %}</td></tr>
+  {% endfor %}</table></div>{% endif %}
+<div class="tiles">{% for g in standing.gates %}<div class="tile"><span>{{ g.name|capitalize }} gate</span>
+<b class="big {{ g.tone }}">{{ g.state }}</b><p>{{ g.asked }}</p><ul class="checks">
+{% for c in g.checks %}<li><b class="{{ c.tone }}">{{ c.mark }}</b>{{ c.words }}</li>{% endfor %}</ul></div>{% endfor %}</div>{% endif %}
+'''
+
 BODY = '''
 <h2 id="done">What was done</h2>
 {% for p in story %}<p>{{ p }}</p>{% endfor %}
+{% if remarks_words %}<p>{{ remarks_words }}</p>{% endif %}
+{% if remarks %}<ul class="remarks">{% for r in remarks %}<li><span class="tag {{ r.kind }}">{{ r.kind }}</span>
+  <span class="soft">step {{ r.step }}</span> {{ r.words }}</li>{% endfor %}</ul>{% endif %}
 <div class="card"><dl>{% for k, v in facts %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl></div>
 {% if rejected %}<details class="card"><summary>{{ rejected|length }} clip{{ 's' if rejected|length > 1 }} set aside, with
   reasons</summary>
@@ -168,6 +199,15 @@ BODY = '''
   <td class="n">{{ t.step }}</td><td class="n">{{ t.diagonality }}</td>
 <td class="n">{{ t.success }}</td><td class="n">{{ t.distance }}</td><td class="n">{{ t.score }}</td><td class="end">{{ t.end }}</td></tr>
   {% endfor %}</table></div>
+{% if phases %}<div class="card"><p class="say">Where attention stood</p><div class="strip">{% for svg in phases %}{{ svg|safe }}
+  {% endfor %}</div>
+<p class="small soft key">{{ phases_words }}{% for p in phase_names %}<i class="p{{ loop.index0 }}"></i>{{ p }}{% endfor %}</p></div>{% endif %}
+{% if verdicts %}<div class="card wide"><table><tr><th>Trial</th>{% for a in verdicts[0].answers %}<th>{{ a.question }}</th>{% endfor %}</tr>
+{% for t in verdicts %}<tr data-t="{{ t.name }}"{% if t.won %} class="win"{% endif %}><td>{{ t.name }}</td>
+  {% for a in t.answers %}<td><b class="{{ a.tone }}">{{ a.verdict }}</b></td>{% endfor %}</tr>
+  {% endfor %}</table>
+<details><summary class="small">Why, trial by trial</summary>{% for t in verdicts %}<p class="small"><b>{{ t.name }}</b>
+  {% for a in t.answers %}<span class="soft">{{ a.question }}</span> {{ a.words }} {% endfor %}</p>{% endfor %}</details></div>{% endif %}
 <h2 id="settings">Which setting mattered</h2>
 <p>{{ importance_words }}</p>
 {% if importance %}<div class="card">{% for name, share in importance %}<div class="bar"><code>{{ name }}</code><div>
@@ -210,6 +250,12 @@ GLOSSARY = [
     ('Diagonality',
      'How well attention follows the sentence, corrected for chance: uniform attention scores 0, a perfect diagonal 1. '
      'Teacher-forced unless said otherwise; healthy means diagonality and coverage together.'),
+    ('Phase', 'How far attention has come: pre alignment below a diagonality of 0.1, alignment learning up to 0.5, refinement up to 0.7, then convergence. '
+     'It changes only when three validations in a row agree.'),
+    ('Health',
+     'Weighted mean of five groups, each the mean of the parts that were measured. It says whether everything is as it should be, not '
+     'whether it speaks; a mean hides, so look at the weakest group.'),
+    ('Gate', 'Fixed limits for one occasion. It opens when each of its conditions was measured and met.'),
     ('Loss', 'Drawn for completeness. A model that never aligns can have the lower mel loss, so nothing is decided by it.'),
 ]
 
@@ -223,4 +269,4 @@ def render(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     safe = jinja2.utils.markupsafe.Markup
     fixed = dict(style=safe(STYLE + STYLE_PICTURES), script=safe(SCRIPT), glossary=GLOSSARY)
-    return environment.from_string(HEAD + LISTEN + BODY + TAIL).render({**fixed, **content})
+    return environment.from_string(HEAD + LISTEN + STANDING + BODY + TAIL).render({**fixed, **content})

@@ -29,6 +29,7 @@ from .facts import StudyFacts, TrialFacts, read_study
 from .live import clock
 from .page import render
 from .pictures import Line, attention_svg, curves_svg, mel_picture, wav_uri
+from .verdicts import PHASES, phase_pictures, remarks, standing, trial_verdicts
 
 # %% auto #0
 __all__ = ['NEW_SENTENCES', 'Sample', 'read_samples', 'sample_folders', 'samples_at', 'listening', 'new_sentences',
@@ -399,10 +400,13 @@ def content(study: StudyFacts) -> dict[str, Any]:
     title, lead = headline(study)
     corpus, (shares, belief) = manifest(study), importance(study)
     fresh = new_sentences(study, hp, [c.get('text', '') for c in corpus.get('clips', [])])
+    (phases, phases_words), (remarked, said) = phase_pictures(study), remarks(study)
     names = [t.name for t in study.trials]
     return dict(
         study=study.name, title=title, lead=lead, tiles=tiles(study.outcome), samples=listening(samples, hp, _corpus_folder(study)) + fresh,
         maps=attention_maps(samples[:2], failed_example(study)), strip=strip, strip_words=strip_words, story=story(study, corpus),
+        standing=standing(study), standing_of=('winner, ' if study.finished else 'leader, ') + w.name if w else '', remarks_words=remarked, remarks=said,
+        phases=phases, phases_words=phases_words, phase_names=PHASES, verdicts=trial_verdicts(study),
         facts=fact_rows(study, corpus),
         rejected=[(r.get('id', ''), r.get('reason', '')) for r in corpus.get('rejected', [])],
         trials_words=f'{w.name} is drawn thick. Point at a row of the table to light its curves up.' if w else 'No trial has left a number yet.',
