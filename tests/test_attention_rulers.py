@@ -234,3 +234,18 @@ def test_the_average_is_pandas_own():
     pd = pytest.importorskip('pandas')
     d = np.random.default_rng(0).random(50)
     np.testing.assert_allclose(follow_phases(d).smooth, pd.Series(d).ewm(span=5).mean())
+
+
+@pytest.mark.parametrize('bad', [dict(r=0), dict(g=0.0), dict(g=np.nan)])
+def test_rulers_without_a_width_or_a_step_say_so(bad):
+    with pytest.raises(ValueError, match='r='): score_batch(np.full((2, 5, 4), 0.25), **bad)
+
+
+@pytest.mark.parametrize('seconds', [0.0, -1.0, np.nan])
+def test_distance_to_truth_needs_a_time_for_a_step(seconds):
+    with pytest.raises(ValueError, match='seconds_per_step'): distance_to_truth(positions(np.full((1, 5, 4), 0.25)), [np.arange(4.0)], seconds)
+
+
+@pytest.mark.parametrize('frames', [[-5], [2.7], [np.nan]])
+def test_frames_are_whole_numbers(frames):
+    with pytest.raises(ValueError, match='frames'): decoder_steps(frames, 2)

@@ -404,3 +404,15 @@ def test_gates_have_the_limits_that_were_asked_for():
     assert 'another pace' in release_gate({**voice, 'pesq': Abstention('another pace')}).words and not release_gate(voice, GateLimits(audio_absolute=3.5)).passed
     with pytest.raises(ValueError, match='pesq'): release_gate({**voice, 'pesq': 'fine'})
     with pytest.raises(ValueError, match='copy'): release_gate({**voice, 'pesq_copy_synthesis': -1})
+
+
+def test_inputs_that_are_no_numbers_are_named():
+    with pytest.raises(ValueError, match='val_loss'): health({'val_loss': np.ones(3)})
+    with pytest.raises(ValueError, match='val_loss'): sanity_gate({'val_loss': np.ones(2)})
+    assert with_ratios({'pesq': Abstention('refused'), 'pesq_copy_synthesis': 2.0}).keys() == {'pesq', 'pesq_copy_synthesis'}
+    assert np.isnan(with_ratios({'val_mel_loss': 3.0, 'mel_postnet_loss': -1.0})['generalisation_gap'])
+    track = PitchTrack(np.full(20, 100.0), 0.01)
+    with pytest.raises(ValueError, match='path'): pitch_errors(track, track, np.full((30, 2), 1.5))
+    with pytest.raises(ValueError, match='step by'): pitch_errors(track, PitchTrack(np.full(20, 100.0), np.nan))
+    with pytest.raises(ValueError, match='draws=0'): mean_opinion([Rating('a', 's', n, v) for n, v in (('x', 3.0), ('y', 4.0))], 'a', 'bootstrap', draws=0)
+    assert isinstance(clock(np.full(44100, 1e200), np.full(44100, 1e200), 22050), Abstention)

@@ -309,3 +309,24 @@ def test_watch_dates_a_change_in_steps():
     assert found.verdict == 'up' and 5700 <= found.since_step <= 6300 and found.at_step <= 6600
     evidence = found.evidence()
     assert evidence.since_step == found.since_step and 'up' in evidence.words
+
+
+@pytest.mark.parametrize('values', [np.ones(9) * 1j, ['a'] * 9, np.ones((3, 3))])
+def test_what_is_no_series_of_numbers_is_named(values):
+    for call in (trend, mann_kendall, inversions, ties, line_through):
+        with pytest.raises(ValueError, match='values'): call(values)
+
+
+def test_no_order_without_finite_values():
+    for call in (inversions, ties):
+        with pytest.raises(ValueError, match='not all finite'): call([1.0, np.nan, 2.0])
+
+
+def test_values_next_to_nothing_do_not_divide_by_zero():
+    assert isinstance(trend(5e-323 * np.arange(1, 31)), Abstention) and isinstance(line_through(5e-323 * np.arange(1, 31)), Abstention)
+
+
+def test_sen_slope_of_values_far_from_zero_by_both_ways():
+    x = np.round(np.random.default_rng(0).standard_normal(300)) + 1e12
+    few, many = sen_slope(x), sen_slope(x, direct=10)
+    np.testing.assert_allclose((many.slope, many.low, many.high), (few.slope, few.low, few.high), atol=1e-9)

@@ -26,8 +26,10 @@ def decoder_steps(
     r: int = 1,  # frames a decoder step produces
 ) -> np.ndarray:  # [B] int, frames / r rounded up
     "Decoder steps that a number of frames takes"
-    if r < 1: raise ValueError(f'r={r}: a step produces one frame or more')
-    return -(-np.asarray(frames, np.int64) // r)
+    if r < 1 or r != int(r): raise ValueError(f'r={r}: a step produces one frame or more')
+    n = np.asarray(frames)
+    if n.dtype.kind not in 'iu' or (n < 0).any(): raise ValueError(f'frames of shape {n.shape} and type {n.dtype} are not whole numbers from 0 up')
+    return -(-n.astype(np.int64) // int(r))
 
 
 def checked_lengths(
@@ -181,6 +183,7 @@ def score_batch(
     g: float = 0.2,  # width of the diagonal in units of the utterance
 ) -> BatchScores:  # ValueError when shapes do not fit
     "Every ruler of attention for a padded batch; equal to `score_alignment` of each map"
+    if r < 1 or not 0 < g < np.inf: raise ValueError(f'r={r} and g={g}: a step produces one frame or more, the diagonal has a width above 0')
     parts = [_score(_ready(*piece), r, g) for piece in _pieces(as_maps(A, steps, tokens))]
     return BatchScores(*(np.concatenate(column).astype(np.float64) for column in zip(*parts)))
 
@@ -265,6 +268,7 @@ def distance_to_truth(
     "Distance of attention to the true times of the tokens"
     peak, B, T = where.peak, *where.peak.shape
     starts, truth = np.full((B, int(where.tokens.max())), np.inf), np.zeros((B, T))
+    if not 0 < seconds_per_step < np.inf: raise ValueError(f'seconds_per_step={seconds_per_step} is no time')
     if len(times) != B: raise ValueError(f'times of {len(times)} sentences do not fit {B} maps')
     for b, (given, n) in enumerate(zip(times, where.tokens)):
         start = np.asarray(given, np.float64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from ..config.contracts import Evidence
 from ..signals.series import Abstention
@@ -77,7 +78,7 @@ def _measured(metrics: Metrics, name: str) -> tuple[float | None, str]:
     x = metrics.get(name)
     if x is None: return None, 'was not measured'
     if isinstance(x, Abstention): return None, f'was not measured ({x.reason})'
-    if isinstance(x, (str, bytes)) or not hasattr(x, '__float__'): raise ValueError(f'{name} should be a number or an abstention, not {x!r}')
+    if not isinstance(x, Real): raise ValueError(f'{name} should be a number or an abstention, not {x!r}')
     return (float(x), '') if math.isfinite(x) else (None, f'is {float(x)}')
 
 

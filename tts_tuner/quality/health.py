@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 from ..config.contracts import Evidence
 from ..signals.series import Abstention
@@ -69,7 +70,8 @@ def with_ratios(
     pairs = dict(generalisation_gap=('val_mel_loss', 'mel_postnet_loss'), pesq_ratio=('pesq', 'pesq_copy_synthesis'),
                  dnsmos_ratio=('dnsmos_overall', 'dnsmos_overall_copy_synthesis'))
     for name, (above, below) in pairs.items():
-        if above in metrics and below in metrics and name not in metrics: out[name] = metrics[above] / metrics[below] if metrics[below] else math.nan
+        a, b = metrics.get(above), metrics.get(below)
+        if isinstance(a, Real) and isinstance(b, Real) and name not in metrics: out[name] = a / b if b > 0 else math.nan
     if usual_speed and 'frames_per_second' in metrics: out['speed_ratio'] = metrics['frames_per_second'] / usual_speed
     return out
 
@@ -115,7 +117,7 @@ def health(
     for p in parts:
         if p.metric not in metrics: continue
         x = metrics[p.metric]
-        if isinstance(x, (str, bytes)) or not hasattr(x, '__float__'): raise ValueError(f'{p.metric} should be a number, not {x!r}')
+        if not isinstance(x, Real): raise ValueError(f'{p.metric} should be a number, not {x!r}')
         if not math.isfinite(x): broken.append(p.metric)
         found[p.metric] = p.worth(float(x))
         by_group.setdefault(p.group, []).append(found[p.metric])

@@ -160,6 +160,7 @@ def _summary(x: np.ndarray, listeners: Sequence[str], samples: Sequence[str], ki
     "Mean and interval of numbers that belong to listeners and samples"
     if kind not in get_args(Interval): raise ValueError(f'kind={kind!r} is none of {", ".join(get_args(Interval))}')
     if not 0 < level < 1: raise ValueError(f'level={level} does not lie between 0 and 1')
+    if draws < 1: raise ValueError(f'draws={draws}: the bootstrap draws once or more')
     if kind == 'bootstrap' and rng is None: raise ValueError('the bootstrap needs rng, a numpy Generator')
     L, listener = np.unique(listeners, return_inverse=True)
     S, sample = np.unique(samples, return_inverse=True)

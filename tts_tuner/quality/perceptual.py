@@ -79,6 +79,7 @@ def _sound(x: ArrayLike, name: str) -> np.ndarray | Abstention:
     y = np.asarray(x, np.float64)
     if y.ndim != 1: raise ValueError(f'{name} has one channel, [samples]; its shape is {y.shape}')
     if not np.isfinite(y).all(): return Abstention(f'{name} holds {int((~np.isfinite(y)).sum())} samples that are not finite numbers')
+    if np.abs(y).max(initial=0) > 1e100: return Abstention(f'{name} is too loud to be squared')
     if not np.any(y): return Abstention(f'{name} is silent' if len(y) else f'{name} is empty')
     return y
 

@@ -46,7 +46,7 @@ def phase_of(
     rule: PhaseRule = RULE,
 ) -> TrainingPhase:  # ValueError when d is no diagonality
     "Phase of one diagonality by the plain bounds"
-    if not 0 <= d <= 1: raise ValueError(f'd={d}: diagonality lies in 0 to 1')
+    if not -1e-9 <= d <= 1 + 1e-9: raise ValueError(f'd={d}: diagonality lies in 0 to 1')
     return TrainingPhase(sum(d >= b for b in rule.bounds))
 
 # %% ../../nbs/quality/40b_phases.ipynb #3a8a4474

@@ -140,12 +140,13 @@ def pitch_errors(
     "Compare two tracks; ValueError when they do not fit each other or the path"
     a, b = np.asarray(reference.f0, np.float64), np.asarray(heard.f0, np.float64)
     if a.ndim != 1 or b.ndim != 1: raise ValueError(f'tracks have one pitch a frame; their shapes are {a.shape} and {b.shape}')
-    if abs(reference.hop_seconds - heard.hop_seconds) > 1e-9: raise ValueError(f'the tracks step by {reference.hop_seconds:g} and {heard.hop_seconds:g} s')
+    if not abs(reference.hop_seconds - heard.hop_seconds) <= 1e-9: raise ValueError(f'the tracks step by {reference.hop_seconds:g} and {heard.hop_seconds:g} s')
     if path is None:
         if len(a) != len(b): raise ValueError(f'tracks of {len(a)} and {len(b)} frames need a path')
     else:
         pairs = np.asarray(path)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs): raise ValueError(f'path has pairs of frames; its shape is {pairs.shape}')
+        if pairs.dtype.kind not in 'iu': raise ValueError(f'path of shape {pairs.shape} and type {pairs.dtype} has no numbers of frames')
         if pairs.min() < 0 or pairs[:, 0].max() >= len(a) or pairs[:, 1].max() >= len(b):
             raise ValueError(f'path reaches frames {pairs.max(0).tolist()} of tracks with {len(a)} and {len(b)}')
         a, b = a[pairs[:, 0]], b[pairs[:, 1]]

@@ -147,7 +147,7 @@ def change_points(
     block = -(-len(y) // most)
     if block > 1: t, y = (v[:len(v) // block * block].reshape(-1, block) for v in (t, y))
     if block > 1: t, y = t[:, 0], y.mean(1)
-    if np.ptp(y) <= 1e-12 * max(1e-300, float(np.abs(y).max())): return Abstention(f'all {len(y)} values are the same')
+    if np.ptp(y) <= 1e-12 * max(1e-128, float(np.abs(y).max())): return Abstention(f'all {len(y)} values are the same')
     search = _level_search(y, least) if kind == 'level' else _line_search(y, t, least)
     price = strength * (3 if kind == 'line' else 2) * np.log(len(y))
     fit = min((f for phi in PHIS for f in _with_phi(y, t, search, phi, kind, price)), key=lambda f: f.criterion)

@@ -22,11 +22,17 @@ __all__ = ['EXACT', 'inversions', 'ties', 'orders_by_inversions', 'variance', 't
            'SenSlope', 'sen_slope']
 
 # %% ../../nbs/signals/45_mann_kendall.ipynb #7a7327c5
+def _finite(values: ArrayLike) -> np.ndarray:
+    x = as_series(values)[1]
+    if not np.isfinite(x).all(): raise ValueError(f'values of shape {x.shape} are not all finite: they have no order')
+    return x
+
+
 def inversions(
     values: ArrayLike,  # [n] finite
 ) -> int:  # pairs i < j with values[i] > values[j]
     "Pairs in the wrong order, in O(n log n)"
-    x = np.asarray(values, np.float64)
+    x = _finite(values)
     n, total = len(x), 0
     kind = np.int32 if n < 2**30 else np.int64
     place: np.ndarray = np.arange(n, dtype=kind)
@@ -46,10 +52,10 @@ def inversions(
 
 
 def ties(
-    values: ArrayLike,  # [n]
+    values: ArrayLike,  # [n] finite
 ) -> tuple[int, ...]:  # sizes of the groups of equal values, largest first, groups of one left out
     "How many values there are more than once, and how often each"
-    counts = np.unique(np.asarray(values, np.float64), return_counts=True)[1]
+    counts = np.unique(_finite(values), return_counts=True)[1]
     return tuple(sorted((int(c) for c in counts if c > 1), reverse=True))
 
 # %% ../../nbs/signals/45_mann_kendall.ipynb #d7aaad0c
@@ -145,6 +151,7 @@ class SenSlope:
 
 def _of_rank(t: np.ndarray, x: np.ndarray, rank: float) -> float:
     "The slope that `rank` of all pairs lie below, to 12 digits of the range of slopes"
+    t, x = t - t[0], x - x[0]  # so that digits of far-off values are not lost
     step = float(np.diff(t).min())
     high = float(np.ptp(x)) / step
     low = -high

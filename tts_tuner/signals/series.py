@@ -22,16 +22,23 @@ class Abstention:
     reason: str  # a sentence for people
 
 
+def _numbers(values: ArrayLike, name: str) -> np.ndarray:
+    found = np.asarray(values)
+    if found.dtype.kind == 'c': raise ValueError(f'{name} of shape {found.shape} are complex')
+    try: return found.astype(np.float64)
+    except (TypeError, ValueError) as e: raise ValueError(f'{name} of shape {found.shape} are not all numbers: {e}') from e
+
+
 def as_series(
     values: ArrayLike,  # [n] one number a step
     steps: ArrayLike | None = None,  # [n] rising; 0, 1, 2 ... when not given
     name: str = 'values',  # what errors call it
 ) -> tuple[np.ndarray, np.ndarray]:  # steps and values, float64
     "Steps and values of a series; ValueError when they are none"
-    y = np.asarray(values, np.float64)
+    y = _numbers(values, name)
     if y.ndim != 1: raise ValueError(f'{name} has one number a step; this has shape {y.shape}')
     if steps is None: return np.arange(len(y), dtype=np.float64), y
-    t = np.asarray(steps, np.float64)
+    t = _numbers(steps, 'steps')
     if t.shape != y.shape: raise ValueError(f'steps of shape {t.shape} do not fit {name} of shape {y.shape}')
     if not np.isfinite(t).all() or (len(t) > 1 and not (np.diff(t) > 0).all()): raise ValueError(f'steps of shape {t.shape} do not rise from one to the next')
     return t, y

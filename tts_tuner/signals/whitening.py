@@ -76,7 +76,7 @@ def line_through(
     if isinstance(found, Abstention): return found
     width, level = float(t[-1] - t[0]), float(y.mean())
     scale = float(np.abs(y - level).max())
-    if scale <= 1e-12 * abs(level) or scale == 0: return Abstention(f'all {len(y)} values are the same')
+    if scale <= max(1e-12 * abs(level), 1e-300): return Abstention(f'all {len(y)} values are the same')
     n, x, v, one = len(y), (t - t.mean()) / width, (y - level) / scale, np.ones(len(y))
     a11, axx, a1x = _weighed(one, one), _weighed(x, x), _weighed(one, x)
     yy, y1, yx = _weighed(v, v), _weighed(v, one), _weighed(v, x)
@@ -108,6 +108,7 @@ def robust_sigma(
     "1.4826 times the median absolute deviation from the median, at least 1e-8 of the median's size"
     x = as_series(values)[1]
     if not len(x) or not np.isfinite(x).all(): raise ValueError(f'values of shape {x.shape} are none, or not all finite')
+    if np.abs(x).max() > 1e300: raise ValueError(f'values of shape {x.shape} are too large for their differences')
     middle = float(np.median(x))
     return max(1.4826 * float(np.median(np.abs(x - middle))), 1e-8 * abs(middle))
 
