@@ -55,6 +55,7 @@ nav { display:flex; flex-wrap:wrap; gap:4px 18px; font-size:.9rem; margin-top:14
 STYLE_PICTURES = '''
 .maps { display:grid; grid-template-columns:repeat(auto-fit,minmax(270px,1fr)); gap:14px }
 .strip { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:10px }
+.phases { display:grid; grid-template-columns:repeat(auto-fit,minmax(200px,1fr)); gap:10px 16px } .phases svg { max-width:250px }
 .curves { display:grid; grid-template-columns:repeat(auto-fit,minmax(300px,1fr)); gap:8px 18px }
 svg { width:100%; height:auto; display:block; color:var(--ink); overflow:visible }
 svg .t { font-size:12px; font-weight:600; fill:currentColor }
@@ -63,7 +64,7 @@ svg .g { stroke:var(--line); stroke-width:.7 }
 svg .a { stroke:var(--warm); stroke-width:1; stroke-dasharray:4 3 }
 svg .p0 { fill:var(--bad) } svg .p1 { fill:var(--warm) } svg .p2 { fill:var(--main) } svg .p3 { fill:var(--good) }
 svg .p0,svg .p1,svg .p2,svg .p3 { opacity:.17 }
-.key i { display:inline-block; width:.85em; height:.85em; margin:0 .35em 0 .9em; border-radius:3px; opacity:.5; vertical-align:-.06em }
+.key i { display:inline-block; width:.85em; height:.85em; margin:0 .35em 0 1.1em; border-radius:3px; opacity:.5; vertical-align:-.06em }
 .key .p0 { background:var(--bad) } .key .p1 { background:var(--warm) } .key .p2 { background:var(--main) } .key .p3 { background:var(--good) }
 svg .f { fill:var(--wash) } .px { image-rendering:pixelated }
 svg .c polyline { fill:none; stroke:var(--soft); stroke-width:1.1; opacity:.55; stroke-linejoin:round }
@@ -78,7 +79,7 @@ th,td { padding:6px 12px 6px 0; border-bottom:1px solid var(--line); vertical-al
 tr.win td { font-weight:600 } td.end { font-weight:400; min-width:16em } tr[data-t]:hover { background:var(--wash) }
 .tag { font-size:.76rem; font-weight:600; padding:1px 8px; border-radius:9px; background:var(--wash); color:var(--soft);
   white-space:nowrap } .tag.final,.tag.promote { color:var(--good) } .tag.stop,.tag.prune,.tag.alert,.tag.rollback { color:var(--bad) }
-b.yes,.yes b { color:var(--good) } b.no,.no b { color:var(--bad) } td b { white-space:nowrap } td.meter { min-width:7em }
+b.yes { color:var(--good) } b.no { color:var(--bad) } b.mid { color:var(--soft); font-weight:400 } td b { white-space:nowrap } table+details { margin-top:10px } td.meter { min-width:7em }
 .checks { list-style:none; margin:.5em 0 0; padding:0; font-size:.86rem; line-height:1.4 } .checks li { padding:2px 0 2px 1.5em; text-indent:-1.5em }
 .checks b { display:inline-block; width:1.5em; text-indent:0 } .tile .checks b { font-size:inherit; letter-spacing:0 } .tile b.big { font-size:1.5rem }
 .remarks { margin:.4em 0 1em; padding-left:1.2em } .remarks li { margin:.25em 0; max-width:60em }
@@ -161,14 +162,14 @@ Teacher-forced, the model hears the real recording up to each moment; free-runni
 # %% ../nbs/80b_page.ipynb #c2f4d2c8
 STANDING = '''
 {% if standing.answers %}<h2 id="standing">How it stands</h2>
-<p>Five questions to the detectors, one number for its health, and three gates. They advise people; the winner was chosen by its
+<p>Five questions to the detectors, one number for its health, and three gates. They advise people; who wins is decided by the
   score alone.</p>
 <div class="card wide"><table><tr><th>Asked of the {{ standing_of }}</th><th>Answer</th><th>Because</th></tr>
 {% for a in standing.answers %}<tr><td>{{ a.question }}</td><td><b class="{{ a.tone }}">{{ a.verdict }}</b></td><td>{{ a.words }}</td></tr>
   {% endfor %}</table></div>
 {% if standing.health %}<div class="card wide"><p class="say">Health {{ standing.health.value }} of 1</p>
 <p class="small soft">{{ standing.health.words }}</p>
-<table><tr><th>Group</th><th class="n">Weight</th><th></th><th class="n">Value</th><th>Made of</th></tr>
+<table><tr><th>Group</th><th class="n">Weight</th><th></th><th class="n">Value</th><th>Made of, each from 0 to 1</th></tr>
 {% for g in standing.health.groups %}<tr><td>{{ g.name }}</td><td class="n">{{ g.weight }}</td><td class="meter"><div class="scale plain">
   <i style="width:{{ g.share }}%"></i></div></td><td class="n">{{ g.value }}</td>
 <td>{{ g.made }}{% if g.missing %}<br><span class="soft">not measured: {{ g.missing }}</span>{% endif %}</td></tr>
@@ -199,10 +200,11 @@ BODY = '''
   <td class="n">{{ t.step }}</td><td class="n">{{ t.diagonality }}</td>
 <td class="n">{{ t.success }}</td><td class="n">{{ t.distance }}</td><td class="n">{{ t.score }}</td><td class="end">{{ t.end }}</td></tr>
   {% endfor %}</table></div>
-{% if phases %}<div class="card"><p class="say">Where attention stood</p><div class="strip">{% for svg in phases %}{{ svg|safe }}
+{% if phases %}<div class="card"><p class="say">Where attention stood</p><div class="phases">{% for svg in phases %}{{ svg|safe }}
   {% endfor %}</div>
-<p class="small soft key">{{ phases_words }}{% for p in phase_names %}<i class="p{{ loop.index0 }}"></i>{{ p }}{% endfor %}</p></div>{% endif %}
-{% if verdicts %}<div class="card wide"><table><tr><th>Trial</th>{% for a in verdicts[0].answers %}<th>{{ a.question }}</th>{% endfor %}</tr>
+<p class="small soft">{{ phases_words }}</p><p class="small soft key">{% for p in phase_names %}<i class="p{{ loop.index0 }}"></i>{{ p }}{% endfor %}</p></div>{% endif %}
+{% if verdicts %}<div class="card wide"><p class="say">What the detectors say of each</p>
+<p class="small soft">Each by itself, as it was when it was left. Who went on was decided by comparing them.</p><table><tr><th>Trial</th>{% for a in verdicts[0].answers %}<th>{{ a.question }}</th>{% endfor %}</tr>
 {% for t in verdicts %}<tr data-t="{{ t.name }}"{% if t.won %} class="win"{% endif %}><td>{{ t.name }}</td>
   {% for a in t.answers %}<td><b class="{{ a.tone }}">{{ a.verdict }}</b></td>{% endfor %}</tr>
   {% endfor %}</table>

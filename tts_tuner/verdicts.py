@@ -48,8 +48,11 @@ def answers(
 ) -> list[Answer]:  # one for each of five questions
     "What the detectors say of one trial"
     budget = _whole(trial.hparams.get('max_steps'), max(1, trial.step))
-    seen = judge(trial.validations, budget, _whole(trial.hparams.get('n_free_running'), 24), rules_of(study))
-    plain = [dataclasses.replace(a, verdict=a.verdict.replace('_', ' ')) for a in seen]
+    sentences, rules = _whole(trial.hparams.get('n_free_running'), 24), rules_of(study)
+    try: seen = judge(trial.validations, budget, sentences, rules)
+    except ValueError as e:  # numbers of another trainer under our names, such as a diagonality of 40
+        return [dataclasses.replace(a, words=f'Its numbers cannot be judged: {e}.') for a in judge([], budget, sentences, rules)]
+    plain = [dataclasses.replace(a, verdict=a.verdict.replace('_', ' '), words=a.words.replace('_', ' ')) for a in seen]
     if trial.step < budget or not trial.validations: return plain
     return [*plain[:-1], Answer(plain[-1].question, 'at its end', f'All {budget} steps are done.')]
 
@@ -91,9 +94,9 @@ def phase_pictures(
     for t in shown:
         bands, line = phase_bands(t), Line(t.name, *t.curve('alignment_score'), chosen=True)
         note = PHASES[int(bands[-1][2][1:])] if bands else ''
-        pictures.append(curves_svg([line], t.name, note, limits=(0, 1), bands=bands, width=220, height=130))
+        pictures.append(curves_svg([line], t.name, note, limits=(0, 1), bands=bands, width=210, height=125))
     left = f' Of {len(measured)} trials, the winner and those that came farthest are drawn.' if len(shown) < len(measured) else ''
-    return pictures, f'Diagonality of each trial, and behind it the phase of its attention as it was seen from there on.{left}' if pictures else ''
+    return pictures, f'Diagonality of each trial at its validations, and behind it the phase of its attention.{left}' if pictures else ''
 
 # %% ../nbs/79a_verdicts.ipynb #534713ac
 def winner_metrics(study: StudyFacts) -> dict[str, float]:  # empty when nothing was measured
@@ -137,7 +140,8 @@ def health_card(metrics: Mapping[str, float]) -> dict[str, Any] | None:  # None 
 
 def _health_words(found: Health) -> str:
     weakest = min(found.groups, key=lambda g: found.groups[g])
-    words = [f'Weakest of its groups is {weakest}, at {found.groups[weakest]:.2f}.']
+    fine = found.groups[weakest] >= 0.995
+    words = ['All that was measured is as it should be.' if fine else f'Weakest of its groups is {weakest}, at {found.groups[weakest]:.2f}.']
     if found.high - found.low > 1e-9: words.append(f'Whole groups were not measured; with them it would lie between {found.low:.2f} and {found.high:.2f}.')
     if found.broken: words.append(f'No number, and so worth nothing: {", ".join(NAMES.get(m, m) for m in found.broken)}.')
     return ' '.join(words)
