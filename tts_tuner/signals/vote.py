@@ -38,7 +38,7 @@ class Vote:
     voter: str  # 'statistics', 'bayesian', 'attention', 'patience'
     says: str  # one of SAYS
     words: str = ''  # a sentence for people
-    numbers: Mapping[str, float] = field(default_factory=dict, hash=False)
+    numbers: Mapping[str, float] = field(default_factory=dict, hash=False)  # what the sentence rests on
 
     def __post_init__(self) -> None:
         if self.says not in SAYS: raise ValueError(f'says={self.says!r} is not one of {", ".join(SAYS)}')
@@ -52,11 +52,11 @@ class Vote:
 @dataclass(frozen=True)
 class Verdict:
     "What the voters decided together"
-    stop: bool
+    stop: bool  # the weight reaches the quorum
     weight: int  # of those who say stop
     against: int  # of those who say continue
-    quorum: int
-    words: str
+    quorum: int  # weight that stops
+    words: str  # a sentence for people
     votes: tuple[Vote, ...]  # one a voter, in the order of the weights
 
     def evidence(self) -> tuple[Evidence, ...]:
