@@ -67,7 +67,8 @@ def _candidates(shape: np.ndarray, rate: int, s: PitchSettings) -> tuple[np.ndar
     middle = shape[:, first:last]
     depth = np.where((middle <= shape[:, first - 1:last - 1]) & (middle < shape[:, first + 1:]), middle, np.inf)
     K = min(s.candidates, depth.shape[1])
-    lag = np.argpartition(depth, K - 1, axis=1)[:, :K] + first
+    longer = s.octave * np.log2(np.arange(first, last) / first)  # counted here already: of a high tone every multiple of the period is as deep
+    lag = np.argpartition(depth + longer, K - 1, axis=1)[:, :K] + first
     row = np.arange(len(shape))[:, None]
     before, here, after = shape[row, lag - 1], shape[row, lag], shape[row, lag + 1]
     bend = before - 2 * here + after
