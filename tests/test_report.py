@@ -4,10 +4,12 @@ import base64, html.parser, io, json, re, wave
 import numpy as np
 import pytest
 
+from tts_tuner.config.contracts import Decision, Evidence, to_json
 from tts_tuner.config.hparams import create_hparams
 from tts_tuner.config.settings import load_settings, save_settings
 from tts_tuner.facts import closing_words, read_study, toy_study
 from tts_tuner.report import content, importance, listening, make_report, read_samples, samples_at, tiles
+from tts_tuner.verdicts import answers, gate_cards, health_card, phase_bands, remarks, standing, winner_metrics
 
 HP = create_hparams('small')
 
@@ -169,3 +171,103 @@ def test_the_exam_has_the_last_word(tmp_path):
     assert 'never spoken before' not in before and '36 held-out sentences that were never spoken before' in after
     assert 'free-running success  50 %' in after and tiles(read_study(study).outcome)[0]['value'].startswith('50')
     assert '36 held-out sentences' in make_report(study).read_text()
+
+
+# What the rulers say
+
+@pytest.fixture
+def toy(tmp_path):
+    "A study without sounds"
+    return toy_study(tmp_path / 'runs' / 'toy')
+
+
+def test_the_page_has_the_verdicts(toy):
+    text = make_report(toy).read_text()
+    page = Page(text)
+    assert not page.open
+    for words in ('Where does it stand?', 'Will it speak?', 'Does its loss explode?', 'Does speech end by itself?', 'May it end here?'):
+        assert text.count(words) >= 2 + 3, words  # the winner's card, the head of the table, a sentence for each of three trials
+    for words in ('will speak', 'calm', 'pre alignment', 'Sanity gate', 'Monitor gate', 'Release gate', 'Asked of the winner, t000', 'not measured: PESQ, predicted opinion',
+                  'PESQ and predicted opinion are not measured by default', 'Where attention stood', 'id="standing"', 'href="#standing"'): assert words in text, words
+    for group, weight in dict(loss=30, audio=25, training=20, attention=15, system=10).items():
+        assert re.search(rf'<td>{group}</td><td class="n">{weight} %</td>', text), group
+    assert page.all('rect', **{'class': 'p0'}) and page.all('rect', **{'class': 'p3'})
+    assert 'val_loss' not in re.sub(r'data:[^"]*', '', text) and 'pre_alignment' not in text
+
+
+def test_bands_are_the_phases(toy):
+    "They touch, cover the run from its beginning, and change where the steady reading does"
+    from tts_tuner.quality.phases import follow_phases
+
+    trial = read_study(toy).trials[2]
+    bands, (steps, values) = phase_bands(trial), trial.curve('alignment_score')
+    assert bands[0][0] == 0 and bands[-1][1] == steps[-1] and all(a[1] == b[0] and a[2] != b[2] for a, b in zip(bands, bands[1:]))
+    assert [b[0] for b in bands[1:]] == [float(c.step) for c in follow_phases(values, steps).changes] and len(bands) >= 2
+
+
+def test_gates_by_what_was_measured(toy):
+    metrics = winner_metrics(read_study(toy))
+    states = lambda m: [g['state'] for g in gate_cards(m)]
+    heard = dict(pesq=2.4, pesq_copy_synthesis=3.9)
+    assert states(metrics) == ['open', 'open', 'closed'] and states({**metrics, **heard}) == ['open'] * 3
+    assert states({**metrics, **heard, 'pesq': 1.2})[2] == 'closed' and states({}) == ['closed'] * 3
+    [unheard] = [c for c in gate_cards(metrics)[2]['checks'] if c['mark'] == '?']
+    assert unheard['words'].startswith('PESQ and predicted opinion are not measured by default')
+    reasons = [c['words'] for c in gate_cards({**metrics, 'alignment_score': 0.82})[2]['checks'] if c['mark'] == '✗']
+    assert reasons == ['diagonality 0.82 is under 0.85']
+
+
+def test_health_tells_what_it_lacks(toy):
+    found = read_study(toy)
+    card = health_card(winner_metrics(found))
+    by_name = {g['name']: g for g in card['groups']}
+    assert by_name['system']['value'] == '·' and by_name['system']['made'] == 'not measured' and 'would lie between' in card['words']
+    assert 'gain of the last ten validations' in by_name['training']['made'] and 'skipped steps' in by_name['training']['missing']
+    whole = winner_metrics(found) | dict(system_memory_percent=40.0, speed_ratio=1.0)
+    assert 'would lie between' not in health_card(whole)['words'] and float(health_card({**whole, 'success': 0.1})['value']) < float(health_card(whole)['value'])
+
+
+def test_the_winner_is_measured_over_the_last_steps(toy):
+    "One odd step of training does not make or break the index, and nothing after the winning step counts"
+    rows = [json.loads(line) for line in (toy / 't000/g001/metrics.jsonl').read_text().splitlines()]
+    rows += [dict(step=s, time=1.7e9 + s, grad_norm=900.0 if s in (570, 620) else 0.5, mel_postnet_loss=0.5, frames_per_second=100.0 if s < 590 else 50.0) for s in range(1, 640)
+             if s % 40]
+    (toy / 't000/g001/metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    m = winner_metrics(read_study(toy))
+    assert m['grad_norm'] == 0.5 and m['speed_ratio'] == 1.0 and m['generalisation_gap'] == pytest.approx(m['val_mel_loss'] / 0.5)
+
+
+def test_alerts_and_early_stops_are_told(toy):
+    lines = (toy / 'decisions.jsonl').read_text().splitlines()
+    gone = Decision('alert', 't002', 240, 't002: The loss has gone up to 7.1.', (Evidence('divergence', 'diverging', 240, 0.95, 'The loss has gone up to 7.1.'),), 1.7e9 + 2)
+    ended = Decision('stop', 't002', 480, 't002 ends here, nothing more is to be gained: it waited long.', (Evidence('patience', 'stop', None, 1.0, 'It waited long.'),), 1.7e9 + 3)
+    lost = Decision('stop', 't002', 600, 't002 does not win: score 0.2.', (Evidence('alignment', 'not the best', 600, 1.0, ''),), 1.7e9 + 10)
+    (toy / 'decisions.jsonl').write_text('\n'.join([*lines[:-1], to_json(gone), to_json(ended), lines[-1], to_json(lost)]) + '\n')
+    said = remarks(read_study(toy))[1]
+    assert [(r['kind'], r['step']) for r in said] == [('alert', '240'), ('stop', '480')]
+    story = re.search(r'<h2 id="done">.*?<h2 id="trials">', make_report(toy).read_text(), re.S)[0]
+    assert 'The loss has gone up to 7.1' in story and 't002 ends here' in story and 'does not win' not in story
+    assert re.sub(r'\s+', ' ', story).index('alert</span>') < re.sub(r'\s+', ' ', story).index('stop</span>')
+
+
+def test_studies_that_are_older_than_the_rulers(tmp_path):
+    "Few metrics, none, strange ones, settings that nobody knows: a report all the same"
+    old = toy_study(tmp_path / 'old')
+    for path in old.glob('t*/g001/metrics.jsonl'):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text(''.join(json.dumps({k: r[k] for k in ('step', 'time', 'alignment_score', 'score')}) + '\n' for r in rows))
+        (path.parent / 'hparams.yaml').unlink()
+    text = make_report(old).read_text()
+    assert 'gate accuracy was not measured' in text and 'cannot say' in text and not Page(text).open
+    (old / 'config.yaml').write_text('study: old\nearly_stopping:\n  mood: 3\n')
+    (old / 't000/g001/metrics.jsonl').write_text('{"step": 600, "time": 1, "alignment_score": 40.0, "score": 0.3, "val_loss": -1e308, "stop_rate": 7}\n')
+    assert 'Its numbers cannot be judged' in make_report(old).read_text()
+    for path in old.glob('t*/g001/metrics.jsonl'): path.write_text('{"step": 10, "time": 1, "score": 0.1, "train_loss": 2.0}\n')
+    text = make_report(old).read_text()
+    assert 'id="standing"' not in text and 'Where attention stood' not in text
+
+
+def test_an_unfinished_study_has_a_leader(tmp_path):
+    cut = toy_study(tmp_path / 'cut', finished=False)
+    assert 'Asked of the leader, t000' in make_report(cut).read_text() and len(standing(read_study(cut))['answers']) == 5
+    assert all(len(answers(read_study(cut), t)) == 5 for t in read_study(cut).trials)

@@ -79,7 +79,8 @@ th,td { padding:6px 12px 6px 0; border-bottom:1px solid var(--line); vertical-al
 tr.win td { font-weight:600 } td.end { font-weight:400; min-width:16em } tr[data-t]:hover { background:var(--wash) }
 .tag { font-size:.76rem; font-weight:600; padding:1px 8px; border-radius:9px; background:var(--wash); color:var(--soft);
   white-space:nowrap } .tag.final,.tag.promote { color:var(--good) } .tag.stop,.tag.prune,.tag.alert,.tag.rollback { color:var(--bad) }
-b.yes { color:var(--good) } b.no { color:var(--bad) } b.mid { color:var(--soft); font-weight:400 } td b { white-space:nowrap } table+details { margin-top:10px } td.meter { min-width:7em }
+b.yes { color:var(--good) } b.no { color:var(--bad) } b.mid { color:var(--soft); font-weight:400 } td b { white-space:nowrap }
+table+details { margin-top:10px } td.meter { min-width:7em }
 .checks { list-style:none; margin:.5em 0 0; padding:0; font-size:.86rem; line-height:1.4 } .checks li { padding:2px 0 2px 1.5em; text-indent:-1.5em }
 .checks b { display:inline-block; width:1.5em; text-indent:0 } .tile .checks b { font-size:inherit; letter-spacing:0 } .tile b.big { font-size:1.5rem }
 .remarks { margin:.4em 0 1em; padding-left:1.2em } .remarks li { margin:.25em 0; max-width:60em }
@@ -202,9 +203,11 @@ BODY = '''
   {% endfor %}</table></div>
 {% if phases %}<div class="card"><p class="say">Where attention stood</p><div class="phases">{% for svg in phases %}{{ svg|safe }}
   {% endfor %}</div>
-<p class="small soft">{{ phases_words }}</p><p class="small soft key">{% for p in phase_names %}<i class="p{{ loop.index0 }}"></i>{{ p }}{% endfor %}</p></div>{% endif %}
+<p class="small soft">{{ phases_words }}</p>
+<p class="small soft key">{% for p in phase_names %}<i class="p{{ loop.index0 }}"></i>{{ p }}{% endfor %}</p></div>{% endif %}
 {% if verdicts %}<div class="card wide"><p class="say">What the detectors say of each</p>
-<p class="small soft">Each by itself, as it was when it was left. Who went on was decided by comparing them.</p><table><tr><th>Trial</th>{% for a in verdicts[0].answers %}<th>{{ a.question }}</th>{% endfor %}</tr>
+<p class="small soft">Each by itself, as it was when it was left. Who went on was decided by comparing them.</p>
+<table><tr><th>Trial</th>{% for a in verdicts[0].answers %}<th>{{ a.question }}</th>{% endfor %}</tr>
 {% for t in verdicts %}<tr data-t="{{ t.name }}"{% if t.won %} class="win"{% endif %}><td>{{ t.name }}</td>
   {% for a in t.answers %}<td><b class="{{ a.tone }}">{{ a.verdict }}</b></td>{% endfor %}</tr>
   {% endfor %}</table>

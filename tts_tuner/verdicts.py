@@ -153,16 +153,19 @@ UNHEARD = 'PESQ and predicted opinion are not measured by default, so no ruler h
 
 def _plain(words: str) -> str:
     "A reason without the names of the metrics stream"
-    return re.sub(r'\b(val_loss|alignment_score|gate_accuracy)\b', lambda m: NAMES[m[0]], words).replace('dnsmos_overall', 'predicted opinion').replace('pesq', 'PESQ')
+    known = re.sub(r'\b(val_loss|alignment_score|gate_accuracy)\b', lambda m: NAMES[m[0]], words)
+    return known.replace('dnsmos_overall', 'predicted opinion').replace('pesq', 'PESQ')
 
 
 def gate_card(verdict: GateVerdict) -> dict[str, Any]:
     "A gate, its question and its conditions"
     checks = []
     for c in verdict.checks:
-        words = UNHEARD if c.name == 'audio' and c.value is None else _plain(c.words)
-        checks.append(dict(mark='✓' if c.passed else '?' if c.value is None else '✗', tone='yes' if c.passed else 'mid' if c.value is None else 'no', words=words))
-    return dict(name=verdict.gate, asked=ASKED[verdict.gate], state='open' if verdict.passed else 'closed', tone='yes' if verdict.passed else 'no', checks=checks)
+        words = UNHEARD if c.words.endswith('pesq was not measured, dnsmos_overall was not measured') else _plain(c.words)
+        mark, look = ('✓', 'yes') if c.passed else ('?', 'mid') if c.value is None else ('✗', 'no')
+        checks.append(dict(mark=mark, tone=look, words=words))
+    state, look = ('open', 'yes') if verdict.passed else ('closed', 'no')
+    return dict(name=verdict.gate, asked=ASKED[verdict.gate], state=state, tone=look, checks=checks)
 
 
 def gate_cards(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
