@@ -166,14 +166,14 @@ STANDING = '''
 <p>Five questions to the detectors, one number for its health, and three gates. They advise people; who wins is decided by the
   score alone.</p>
 <div class="card wide"><table><tr><th>Asked of the {{ standing_of }}</th><th>Answer</th><th>Because</th></tr>
-{% for a in standing.answers %}<tr><td>{{ a.question }}</td><td><b class="{{ a.tone }}">{{ a.verdict }}</b></td><td>{{ a.words }}</td></tr>
+{% for a in standing.answers %}<tr><td>{{ a.question }}</td><td><b class="{{ a.tone }}">{{ a.verdict }}</b></td><td class="end">{{ a.words }}</td></tr>
   {% endfor %}</table></div>
 {% if standing.health %}<div class="card wide"><p class="say">Health {{ standing.health.value }} of 1</p>
 <p class="small soft">{{ standing.health.words }}</p>
 <table><tr><th>Group</th><th class="n">Weight</th><th></th><th class="n">Value</th><th>Made of, each from 0 to 1</th></tr>
 {% for g in standing.health.groups %}<tr><td>{{ g.name }}</td><td class="n">{{ g.weight }}</td><td class="meter"><div class="scale plain">
   <i style="width:{{ g.share }}%"></i></div></td><td class="n">{{ g.value }}</td>
-<td>{{ g.made }}{% if g.missing %}<br><span class="soft">not measured: {{ g.missing }}</span>{% endif %}</td></tr>
+<td class="end">{{ g.made }}{% if g.missing %}<br><span class="soft">not measured: {{ g.missing }}</span>{% endif %}</td></tr>
   {% endfor %}</table></div>{% endif %}
 <div class="tiles">{% for g in standing.gates %}<div class="tile"><span>{{ g.name|capitalize }} gate</span>
 <b class="big {{ g.tone }}">{{ g.state }}</b><p>{{ g.asked }}</p><ul class="checks">
