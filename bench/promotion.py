@@ -5,7 +5,7 @@
 
 DIR holds taskset_*.npz with `valid_loss` [trials, epochs] and `hp` [trials, d] each: learning curves of TaskSet (Metz and others
 2020), as redistributed by DyHPO (github.com/releaunifreiburg/DyHPO, Apache-2.0). Draw d of task t takes 100 trials, seeded by (t, d).
-The rival at each budget is the best of some 250 ladders of fixed rungs, chosen afterwards on these very draws.
+The rival at each budget is the best of some 500 ladders of fixed rungs, chosen afterwards on these very draws.
 """
 import argparse
 import sys

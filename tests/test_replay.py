@@ -337,3 +337,27 @@ def test_questions_that_cannot_be_asked(ask, words, said):
 def test_policies_are_listed(ask):
     code, out, _ = ask('--policies')
     assert code == 0 and all(word in out for word in ('top', 'rungs', 'promotion', 'hyperband', 'patience:10'))
+
+
+@pytest.mark.parametrize('name, content', [('list.jsonl', b'[1, 2]\n'), ('words.jsonl', b'{"step": [1, 2], "val_loss": ["x", 2]}\n'),
+    ('plain.jsonl.gz', b'hello'), ('junk.npz', b'hello')])
+def test_files_that_hold_no_curves_are_a_users_mistake(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name.split('.')[0]): read_history(str(tmp_path / name))
+
+
+@pytest.mark.parametrize('arrays, about', [(dict(valid_loss=np.full((5, 9), np.nan)), 'finite'), (dict(valid_loss=np.ones((1, 9))), 'two runs'),
+    (dict(valid_loss=np.ones((5, 9)), hp=np.ones((4, 2))), 'hp')])
+def test_tables_that_are_no_study_are_a_users_mistake(tmp_path, arrays, about):
+    np.savez(tmp_path / 'study.npz', **arrays)
+    with pytest.raises(UserError, match=about): read_history(str(tmp_path / 'study.npz'))
+
+
+def test_settings_of_another_program_do_not_hide_the_curves(tmp_path):
+    for i in range(2):
+        run = tmp_path / f'run{i}'
+        run.mkdir()
+        (run / 'hparams.yaml').write_text('model: !!python/object:other.Model {}\n')
+        (run / 'metrics.jsonl').write_text(''.join(f'{{"step": {s}, "val_loss": {"null" if s == 3 else 1 / s}}}\n' for s in range(1, 12)))
+    tasks, runs, _ = read_history(str(tmp_path))
+    assert len(runs) == 2 and len(tasks) == 1

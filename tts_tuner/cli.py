@@ -203,7 +203,9 @@ def _own_hparams(run_dir: Path) -> dict[str, Any] | None:
     import yaml
 
     path = run_dir / 'hparams.yaml'
-    return dict(yaml.safe_load(path.read_text(encoding='utf-8'))) if path.is_file() else None
+    if not path.is_file(): return None
+    try: return dict(yaml.safe_load(path.read_text(encoding='utf-8')))
+    except (yaml.YAMLError, TypeError, ValueError) as e: raise UserError(f'{path} holds no settings: {str(e).splitlines()[0]}.') from e
 
 
 def _without(words: Sequence[str], *options: str) -> list[str]:
@@ -392,6 +394,7 @@ def judge(
     folder = run_dir or newest('**/metrics.jsonl', 'run').parent
     known = _own_hparams(folder)
     if known is None or not (folder / 'metrics.jsonl').is_file(): raise UserError(f'{folder} is no run: it has no hparams.yaml or no metrics.jsonl.')
+    if lost := [k for k in ('max_steps', 'n_free_running') if k not in known]: raise UserError(f'{folder}/hparams.yaml does not say {", ".join(lost)}.')
     from tts_tuner.tuner.judge import judge as asked
     from tts_tuner.tuner.trials import MetricsReader
 

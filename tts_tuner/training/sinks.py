@@ -26,7 +26,7 @@ except ImportError:  # Windows: runs that make the same new database at the same
 
 # %% auto #0
 __all__ = ['MetricSink', 'JsonlSink', 'read_metrics', 'rewind', 'TensorBoardSink', 'telemetry_off', 'tracker_trouble',
-           'connect_mlflow', 'MLflowSink', 'SinkGroup']
+           'impatient', 'connect_mlflow', 'MLflowSink', 'SinkGroup']
 
 # %% ../../nbs/training/51_sinks.ipynb #328cfe27
 @runtime_checkable
@@ -184,7 +184,7 @@ def tracker_trouble(
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _impatient() -> None:
+def impatient() -> None:
     "Let MLflow give up a server that does not answer after seconds; its own habit is minutes, which a run would have to wait for at its end"
     for name, value in dict(REQUEST_TIMEOUT='30', REQUEST_MAX_RETRIES='1', REQUEST_BACKOFF_FACTOR='1').items():
         os.environ.setdefault(f'MLFLOW_HTTP_{name}', value)
@@ -209,7 +209,7 @@ def connect_mlflow(
 ) -> tuple[Any, str]:  # client, id of the experiment
     "Connect to a tracking store; SQLite stores keep their artifacts in `mlartifacts` beside the file"
     telemetry_off()
-    _impatient()
+    impatient()
     import logging
 
     from mlflow.tracking import MlflowClient

@@ -14,14 +14,16 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from ..config.errors import UserError, nearest
 from ..signals.simulator import simulate_study
-from ..training.sinks import read_metrics, telemetry_off
+from ..training.sinks import impatient, read_metrics, telemetry_off
 from .replay import Task
 from .replay_runs import RecordedRun
+from .trials import read_status
 
 # %% auto #0
 __all__ = ['Points', 'Progress', 'MOST', 'as_run', 'read_events', 'read_tensorboard', 'read_mlflow', 'read_runs', 'read_jsonl',
@@ -146,7 +148,8 @@ def _hparams(place: Path) -> dict[str, Any]:
         if not file.is_file(): continue
         import yaml
 
-        found = yaml.safe_load(file.read_text(encoding='utf-8'))  # JSON is YAML
+        try: found = yaml.safe_load(file.read_text(encoding='utf-8'))  # JSON is YAML
+        except yaml.YAMLError: return {}  # objects of another program; the curves can do without
         return {str(k): v for k, v in found.items() if isinstance(v, (str, bool, int, float))} if isinstance(found, dict) else {}
     return {}
 
@@ -166,6 +169,7 @@ def read_mlflow(
         with open(file, 'rb') as f:
             if f.read(15) != b'SQLite format 3': raise UserError(f'{file} is not an SQLite file, so the MLflow store cannot be read.')
     telemetry_off()
+    impatient()
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -232,10 +236,10 @@ def read_runs(
     for k, file in enumerate(files):
         rows = read_metrics(file)
         seen |= {name for row in rows[-200:] for name in row} - {'step', 'time'}
-        points = {m: [(float(r['step']), float(r[m])) for r in rows if m in r] for m in (metric, *extra)}
-        run_dir, state = file.parent, file.parent / 'status.json'
+        points = {m: [(float(r['step']), math.nan if r[m] is None else float(r[m])) for r in rows if m in r] for m in (metric, *extra)}
+        run_dir = file.parent
         study = run_dir.parent.parent if run_dir.name.startswith('g') and run_dir.parent.name.startswith('t') else run_dir.parent
-        status = json.loads(state.read_text()).get('state', '') if state.is_file() else 'finished'
+        status = read_status(run_dir).get('state', '') if (run_dir / 'status.json').is_file() else 'finished'
         run = as_run(run_dir.relative_to(study).as_posix(), points, metric, extra, maximize, settings=_hparams(run_dir), group=study.name,
                      status=_STATES.get(status, 'stopped'))
         if run: found.append(run)
@@ -251,13 +255,16 @@ def read_jsonl(
 ) -> list[RecordedRun]:
     "Runs of a file; UserError when a line is none or none has the metric"
     found, seen = [], set[str]()
-    text = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
+    try: text = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
+    except (OSError, EOFError) as e: raise UserError(f'{path} cannot be read: {e}.') from e
     for k, line in enumerate(text.splitlines()):
         try: row = json.loads(line)
         except ValueError as e: raise UserError(f'Line {k + 1} of {path} is not a recorded run: {e}.') from e
+        if not isinstance(row, dict): raise UserError(f'Line {k + 1} of {path} is not a recorded run: it holds no names.')
         series = {k: v for k, v in {**row, **row.get('validation', {})}.items() if isinstance(v, list) and k != 'step' and len(v) == len(row.get('step', ()))}
         seen |= series.keys()
-        points = {m: [(s, math.nan if v is None else float(v)) for s, v in zip(row['step'], series[m])] for m in (metric, *extra) if m in series}
+        try: points = {m: [(float(s), math.nan if v is None else float(v)) for s, v in zip(row['step'], series[m])] for m in (metric, *extra) if m in series}
+        except (TypeError, ValueError) as e: raise UserError(f'Line {k + 1} of {path} is not a recorded run: {e}.') from e
         group = str(row.get('workload', row.get('corpus', '')))
         word = str(row.get('status', 'finished'))
         status = _STATES.get(word, 'stopped' if word in ('stopped', 'paused', 'pruned', 'killed') else 'failed')
@@ -272,11 +279,16 @@ def read_npz(
     maximize: bool = False,
 ) -> Task:
     "A study of a file of arrays; UserError when the array is not there"
-    with np.load(path) as z:
-        names = [k for k in z.files if z[k].ndim == 2 and k != 'hp']
-        if metric not in names: raise UserError(f'{path} has no table "{metric}".{nearest(metric, names)} There are: {", ".join(names)}.')
-        loss = z[metric].astype(np.float64)
-        return Task(path.stem, -loss if maximize else loss, z['hp'].astype(np.float64) if 'hp' in z.files else None)
+    try:
+        with np.load(path) as file: z = dict(file)
+    except (OSError, EOFError, ValueError, BadZipFile) as e: raise UserError(f'{path} is no file of plain arrays, as numpy.savez writes it.') from e
+    names = [k for k in z if z[k].ndim == 2 and k != 'hp']
+    if metric not in names: raise UserError(f'{path} has no table "{metric}".{nearest(metric, names)} There are: {", ".join(names)}.')
+    loss, hp = z[metric].astype(np.float64), z['hp'].astype(np.float64) if 'hp' in z else None
+    if len(loss) < 2 or not np.isfinite(loss).any(): raise UserError(f'{path}: a study has two runs or more and finite numbers; this has shape {loss.shape}.')
+    misfit = hp is not None and (hp.ndim != 2 or len(hp) != len(loss))
+    if misfit: raise UserError(f'{path}: hp of shape {np.shape(hp)} does not fit {metric} of shape {loss.shape}.')
+    return Task(path.stem, -loss if maximize else loss, hp)
 
 # %% ../../nbs/tuner/67b_histories.ipynb #345d35f5
 MOST = 200  # epochs of a table; longer curves are thinned
