@@ -286,8 +286,8 @@ def read_npz(
     if metric not in names: raise UserError(f'{path} has no table "{metric}".{nearest(metric, names)} There are: {", ".join(names)}.')
     loss, hp = z[metric].astype(np.float64), z['hp'].astype(np.float64) if 'hp' in z else None
     if len(loss) < 2 or not np.isfinite(loss).any(): raise UserError(f'{path}: a study has two runs or more and finite numbers; this has shape {loss.shape}.')
-    misfit = hp is not None and (hp.ndim != 2 or len(hp) != len(loss))
-    if misfit: raise UserError(f'{path}: hp of shape {np.shape(hp)} does not fit {metric} of shape {loss.shape}.')
+    if hp is not None and (hp.ndim != 2 or len(hp) != len(loss)):
+        raise UserError(f'{path}: hp of shape {hp.shape} does not fit {metric} of shape {loss.shape}.')
     return Task(path.stem, -loss if maximize else loss, hp)
 
 # %% ../../nbs/tuner/67b_histories.ipynb #345d35f5
