@@ -31,23 +31,23 @@ CODES = {'stop': 1, 'continue': 0, 'abstain': -1}
 FIRST, WORTH, FRESH = 6, 0.005, 5  # evaluations before anybody is asked; share of the best value worth waiting for; evaluations a fit is kept
 
 
-def finite_prefix(x: np.ndarray, fill: float) -> np.ndarray:
-    "Series for voters that cannot see NaN: what is not finite is as bad as it gets"
-    return np.where(np.isfinite(x), x, fill)
+def finite_prefix(x: np.ndarray) -> np.ndarray:
+    "Series for voters that cannot see NaN: what is not finite is twice as bad as the worst so far"
+    finite = np.isfinite(x)
+    return np.where(finite, x, 2 * np.abs(x[finite]).max() if finite.any() else 1.0)
 
 
 def ask(run: dict[str, Any]) -> dict[str, np.ndarray]:
     "Codes of every voter at every evaluation"
     t, v = np.array(run['step'], float), np.array(run['value'], float)
     n, said = len(v), {k: np.full(len(v), -1) for k in ('plain', 'fitted', 'statistics', 'bayesian', 'attention')}
-    worst = 2 * np.nanmax(np.where(np.isfinite(v), v, np.nan))
     kept = None
     for i in range(1, n + 1):
         loss, training = (np.array(run[k][:i], float) if run.get(k) is not None else None for k in ('loss', 'training'))
         votes = {'plain': patience_vote(patience(v[:i], rule=PatienceRule(15, 0.0))),
                  'fitted': patience_vote(stopping(v[:i], t[:i], loss, training))}
         if i >= FIRST:
-            x = finite_prefix(v[:i], worst)
+            x = finite_prefix(v[:i])
             votes['statistics'] = statistics_vote(statistics_opinion(x, t[:i], worth=WORTH))
             seen = forecast(x, t[:i], settings=kept if i % FRESH else None)
             if not isinstance(seen, Abstention): kept = seen.settings

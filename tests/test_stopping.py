@@ -192,3 +192,9 @@ def test_stopping_on_recorded_runs(shared_data):
         careful = [p for p in range(3, 26) if np.mean(false[p]) <= np.mean(false[name])]
         assert np.sum(saved[name]) > max((np.sum(saved[p]) for p in careful), default=0.0), name
     assert np.mean(false['standard']) < 0.04 and np.sum(saved['standard']) > 0.45 * np.sum(oracle)
+
+
+def test_attention_that_was_lost_is_not_in_place():
+    lost = attention_vote([0.3, 0.9, 0.9, 0.9, 0.9] + [0.1] * 6)
+    assert lost.says == 'continue' and 'fell from 0.90 to 0.10' in lost.words
+    with pytest.raises(ValueError, match='scores'): attention_vote([0.5] * 8 + [7.0])

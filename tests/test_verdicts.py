@@ -183,3 +183,11 @@ def test_recorded_runs_that_go_well_never_diverge_and_hundredfold_rates_do(recor
         if (run['jump'] or 0) >= 100:
             half = sum(s <= run['budget'] / 2 for s in run['step'])
             assert said and said[0] - half <= 3, run['name']
+
+
+def test_rulers_of_the_gate_stay_in_their_ranges():
+    fine = np.full(9, 0.9)
+    for bad in (dict(diagonality=1e9 * fine), dict(duration_ratios=-fine), dict(sentences=0)):
+        with pytest.raises(ValueError, match=next(iter(bad))): never_stops(**dict(stop_rates=fine, diagonality=fine, sentences=16) | bad)
+    assert never_stops(fine, fine + 0.1 + 1e-12, 16).verdict == 'stops'
+    assert not isinstance(early_numbers({n.removeprefix('best_'): np.full(4, 1 + 1e-12) for n in FULL}), Abstention)

@@ -77,9 +77,12 @@ def never_stops(
     w = rule.window
     for values, name in ((p, 'stop_rates'), (d, 'diagonality'), (length, 'duration_ratios')):
         if isinstance(bad := finite_or_abstain(values[-w:], w, name), Abstention): return bad
-    if ((p < 0) | (p > 1)).any(): raise ValueError(f'stop_rates of shape {p.shape} are shares between 0 and 1')
+    for values, name in ((p, 'stop_rates'), (d, 'diagonality')):
+        if ((values < -1e-9) | (values > 1 + 1e-9)).any(): raise ValueError(f'{name} of shape {values.shape} are shares between 0 and 1')
+    if (length < 0).any(): raise ValueError(f'duration_ratios of shape {length.shape} go below 0')
+    if not sentences >= 1: raise ValueError(f'sentences={sentences}: at least one is spoken')
     if (d[-w:] < rule.aligned).any(): return Abstention(f'attention was not on the text at all of the last {w} evaluations, so the gate had no end to see')
-    return _judge(float(p[-w:].mean()), float(length[-w:].mean()), float(t[-w]), sentences, rule)
+    return _judge(min(1.0, max(0.0, float(p[-w:].mean()))), float(length[-w:].mean()), float(t[-w]), sentences, rule)
 
 
 def _judge(rate: float, length: float, since: float, n: int, rule: StopRule) -> StopVerdict | Abstention:

@@ -143,15 +143,18 @@ def attention_vote(
 ) -> Vote:
     "Vote of attention; ValueError for scores that are no series"
     _, s = as_series(scores, name='scores')
+    if (s[np.isfinite(s)] < -1e-9).any() or (s[np.isfinite(s)] > 1 + 1e-9).any(): raise ValueError(f'scores of shape {s.shape} do not all lie between 0 and 1')
     if isinstance(verdict, AlignVerdict) and verdict.verdict == 'will fail': return Vote('attention', 'stop', verdict.words, verdict.numbers)
     found = finite_or_abstain(s[-1 - window:], window + 1, 'scores')
     if isinstance(found, Abstention): return Vote('attention', 'abstain', found.reason)
     before = s[:-window][np.isfinite(s[:-window])]  # not empty: the last of them was just found finite
     best, gained = float(max(np.max(found), np.max(before))), max(0.0, float(np.max(found[1:]) - np.max(before)))
+    here = float(np.max(found))  # of late; what was reached long ago and lost since is not in place
     numbers = dict(alignment_score=float(found[-1]), gained=gained)
     if best < floor: return Vote('attention', 'continue', f'The alignment score of {best:.2f} has not reached {floor:g}.', numbers)
+    if here < floor: return Vote('attention', 'continue', f'The alignment score fell from {best:.2f} to {found[-1]:.2f}, below {floor:g}.', numbers)
     if gained >= gain: return Vote('attention', 'continue', f'The alignment score still gains {gained:.3f} in {window} evaluations.', numbers)
-    return Vote('attention', 'stop', f'Attention is in place ({best:.2f}) and gained {gained:.3f} in {window} evaluations.', numbers)
+    return Vote('attention', 'stop', f'Attention is in place ({here:.2f}) and gained {gained:.3f} in {window} evaluations.', numbers)
 
 # %% ../../nbs/signals/47b_vote.ipynb #e61b34c8
 LEVELS: Mapping[int, Mapping[str, int]] = MappingProxyType({1: {'patience': QUORUM}, 2: {'attention': 3, 'statistics': 3}, 3: WEIGHTS})

@@ -37,7 +37,8 @@ def early_numbers(
         if metric not in validation: raise ValueError(f'{metric} is not among the metrics: {", ".join(sorted(validation))}')
         y = finite_or_abstain(as_series(validation[metric], name=metric)[1], LAST, metric)
         if isinstance(y, Abstention): return y
-        if y.min() < 0 or y.max() > 1: raise ValueError(f'{metric} of shape {y.shape} lies between 0 and 1; this goes from {y.min():g} to {y.max():g}')
+        if y.min() < -1e-9 or y.max() > 1 + 1e-9:
+            raise ValueError(f'{metric} of shape {y.shape} lies between 0 and 1; this goes from {y.min():g} to {y.max():g}')
         out.append((float(y.max() if name != metric else y[-LAST:].mean()) - 0.5) / 0.25)
     return np.array(out)
 
