@@ -330,3 +330,11 @@ def test_sen_slope_of_values_far_from_zero_by_both_ways():
     x = np.round(np.random.default_rng(0).standard_normal(300)) + 1e12
     few, many = sen_slope(x), sen_slope(x, direct=10)
     np.testing.assert_allclose((many.slope, many.low, many.high), (few.slope, few.low, few.high), atol=1e-9)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    x = np.exp(-np.arange(40) / 9)
+    for call in (lambda: run_length(CusumDesign(0.5, 500, 0)), lambda: cusum([1, 2, 30], CusumDesign(0.5, math.nan, 0)), lambda: cusum([1, 2], CusumDesign(0.5, -1, 0)),
+                 lambda: watch(x, calm=-3), lambda: statistics_opinion(x, horizon=math.nan), lambda: statistics_opinion(x, horizon=-5),
+                 lambda: statistics_opinion(x, worth=math.nan), lambda: hamed_rao(x, lags=0)):
+        with pytest.raises(ValueError): call()

@@ -342,3 +342,10 @@ def test_no_heavy_library_before_it_is_needed():
 
 
 def test_study_stopped_is_an_ending_with_a_sentence(): assert issubclass(StudyStopped, TTSTunerError) and StudyStopped.exit_code == 130
+
+
+def test_a_score_above_one_by_a_rounding_does_not_end_a_study():
+    from tts_tuner.config.settings import EarlyStopping
+    from tts_tuner.tuner.early_stop import end_verdict
+    seen = [(10 * k, dict(score=1 + 1e-12, val_loss=1 / k)) for k in range(1, 12)]
+    assert not end_verdict(seen, 1000, EarlyStopping()).stop

@@ -140,7 +140,7 @@ def change_points(
     "Changes of level or line in a recorded series, found together with the noise (PELT, penalty by long-run variance)"
     t, y = as_series(values, steps)
     if kind not in ('level', 'line'): raise ValueError(f"kind={kind!r} is neither 'level' nor 'line'")
-    small = least < (3 if kind == 'line' else 2) or strength <= 0 or most < 4 * least
+    small = least < (3 if kind == 'line' else 2) or not strength > 0 or most < 4 * least
     if small: raise ValueError(f'least={least}, strength={strength}, most={most}: one of them is too small')
     fine = finite_or_abstain(y, 4 * least)
     if isinstance(fine, Abstention): return fine

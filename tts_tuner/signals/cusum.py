@@ -68,7 +68,9 @@ def run_length(
 ) -> float:  # average points to the first alarm of either sum
     "Average run length of both sums together (Lucas and Crosier 1982, their equation for a headstart)"
     (up, up_head), (down, down_head) = one_sided_run_length(design, shift), one_sided_run_length(design, -shift)
-    return (up_head * down + down_head * up - up * down) / (up + down)
+    both = (up_head * down + down_head * up - up * down) / (up + down)
+    if not both > 0: raise ValueError(f'{design} with shift {shift} has a run length beyond what can be told')
+    return both
 
 
 @lru_cache(maxsize=256)
@@ -130,6 +132,7 @@ def cusum_step(
     "Add one point; after an alarm the caller acts and starts afresh, with a new reference"
     if not math.isfinite(z): raise ValueError(f'z={z} is no point to add: a value that is not finite is an alarm of its own')
     i, k, h = state.seen, design.allowance, design.limit
+    if not h > 0 or not math.isfinite(k): raise ValueError(f'{design} is no design: the limit lies above 0')
     up, down = max(0.0, state.up + z - k), max(0.0, state.down - z - k)
     new = CusumState(up, down, i + 1 if up == 0 else state.up_since, i + 1 if down == 0 else state.down_since, i + 1)
     if up <= h and down <= h: return new, None
@@ -178,6 +181,7 @@ def watch(
     "CUSUM of the innovations after a reference that stays frozen; a value that is not finite ends in an abstention"
     t, x = as_series(values, steps)
     design = design or design_for(2000)
+    if calm < 1: raise ValueError(f'calm={calm} points are no reference')
     calm_points = finite_or_abstain(x, calm + 1)
     if isinstance(calm_points, Abstention): return calm_points
     usual = reference(x[:calm])

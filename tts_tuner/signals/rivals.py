@@ -32,7 +32,7 @@ NORMAL_90 = 1.6449  # 95 % point of the standard normal distribution
 
 def _ready(values: ArrayLike, steps: ArrayLike | None, until: float, least: int) -> tuple[np.ndarray, np.ndarray] | Abstention:
     t, y = as_series(values, steps)
-    found = finite_or_abstain(y, least)
+    found = finite_or_abstain(y, max(least, 2))
     if isinstance(found, Abstention): return found
     if t[0] < 0 or not t[-1] < until < np.inf: raise ValueError(f'until={until} is not a step after steps of shape {t.shape} from {t[0]:g} to {t[-1]:g}')
     return t, y

@@ -116,6 +116,7 @@ def statistics_opinion(
     "Stop where the upper end of the gain that a straight line promises is not worth the wait, or where the values get worse beyond doubt"
     t, y = as_series(values, steps)
     size = max(least, len(y) // 3) if window is None else window
+    if not worth >= 0 or not (horizon is None or 0 <= horizon < math.inf): raise ValueError(f'horizon={horizon} and worth={worth} are not numbers from 0 up')
     if size < least: raise ValueError(f'window={window} is smaller than the {least} evaluations an opinion needs')
     last_t, last_y = t[-size:], y[-size:]
     found = trend(last_y, last_t, confidence, least)
@@ -161,6 +162,7 @@ def hamed_rao(
     lags: int = 10,  # autocorrelations that are looked at
 ) -> float | Abstention:  # p
     "Mann-Kendall with the variance of Hamed and Rao (1998)"
+    if lags < 1: raise ValueError(f'lags={lags} is below 1')
     x = finite_or_abstain(as_series(values)[1], 10)
     if isinstance(x, Abstention): return x
     slope = sen_slope(x)
@@ -177,6 +179,7 @@ def yue_wang(
     lags: int = 1,  # autocorrelations that are looked at
 ) -> float | Abstention:  # p
     "Mann-Kendall with the variance of Yue and Wang (2004)"
+    if lags < 1: raise ValueError(f'lags={lags} is below 1')
     x = finite_or_abstain(as_series(values)[1], 10)
     if isinstance(x, Abstention): return x
     slope = sen_slope(x)

@@ -64,7 +64,7 @@ def end_verdict(
     "Should the run end here, its best checkpoint being kept?"
     steps, columns = as_columns(validations)
     missing = np.full(len(steps), np.nan)
-    value = 1 - columns.get('score', missing)
+    value = np.maximum(0.0, 1 - columns.get('score', missing))  # a score may lie above 1 by a rounding
     switches, ahead = _switches(rules), max(1, budget - (steps[-1] if steps else 0))
 
     if not steps or 'score' not in columns:
