@@ -73,7 +73,8 @@ def end_verdict(
 
     def waited() -> Vote:
         if not rules.adaptive_patience: return patience_vote(patience(value))
-        return patience_vote(stopping(value, steps, columns.get('val_loss'), columns.get('train_loss')))
+        loss, training = (None if k not in columns or (columns[k] < 0).any() else columns[k] for k in ('val_loss', 'train_loss'))
+        return patience_vote(stopping(value, steps, loss, training))
 
     def foreseen() -> Vote:
         found = forecast(value, steps, steps[-1] + ahead)
