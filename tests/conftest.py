@@ -1,9 +1,15 @@
 """What several test files need."""
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from helpers import make_tiny_corpus
+
+
+def pytest_runtest_setup(item) -> None:
+    "A trainer tested before in this process has numbers next to nothing flushed to zero, and hypothesis draws some"
+    if 'torch' in sys.modules: sys.modules['torch'].set_flush_denormal(False)
 
 
 @pytest.fixture(scope='session')

@@ -61,7 +61,11 @@ GOOD = ('convergence', 'refinement', 'will speak', 'calm', 'stops')
 BAD = ('will fail', 'diverging', 'never stops', 'stops too early')
 
 
-def tone(verdict: str) -> str: return 'yes' if verdict in GOOD else 'no' if verdict in BAD else 'mid'
+def tone(
+    verdict: str,  # of an answer
+) -> str:  # "yes", "no" or "mid", the class it is drawn in
+    "Is a verdict good news?"
+    return 'yes' if verdict in GOOD else 'no' if verdict in BAD else 'mid'
 
 
 def answer_rows(found: Sequence[Answer]) -> list[dict[str, str]]:
