@@ -52,9 +52,7 @@ def answers(
     try: seen = judge(trial.validations, budget, sentences, rules)
     except ValueError as e:  # numbers of another trainer under our names, such as a diagonality of 40
         return [dataclasses.replace(a, words=f'Its numbers cannot be judged: {e}.') for a in judge([], budget, sentences, rules)]
-    plain = [dataclasses.replace(a, verdict=a.verdict.replace('_', ' '), words=a.words.replace('_', ' ')) for a in seen]
-    if trial.step < budget or not trial.validations: return plain
-    return [*plain[:-1], Answer(plain[-1].question, 'at its end', f'All {budget} steps are done.')]
+    return [dataclasses.replace(a, verdict=a.verdict.replace('_', ' '), words=a.words.replace('_', ' ')) for a in seen]
 
 
 GOOD = ('convergence', 'refinement', 'will speak', 'calm', 'stops')

@@ -56,6 +56,7 @@ def judge(
     answers = [_answer(q, e) for q, e in (('Where does it stand?', phase), ('Will it speak?', speaks), ('Does its loss explode?', loss),
                                           ('Does speech end by itself?', gate))]
     if not steps: return [*answers, _answer('May it end here?', nothing)]
+    if steps[-1] >= budget: return [*answers, Answer('May it end here?', 'at its end', f'All {budget} steps are done.')]
     end = end_verdict(validations, budget, rules or EarlyStopping())
     why = ' '.join(v.words for v in end.votes)
     seen = Evidence('vote', 'stop' if end.stop else 'continue', steps[-1], 1.0, why)
