@@ -180,6 +180,7 @@ STANDING = '''
 {% for c in g.checks %}<li><b class="{{ c.tone }}">{{ c.mark }}</b>{{ c.words }}</li>{% endfor %}</ul></div>{% endfor %}</div>{% endif %}
 '''
 
+# %% ../nbs/80b_page.ipynb #1a6f15d4
 BODY = '''
 <h2 id="done">What was done</h2>
 {% for p in story %}<p>{{ p }}</p>{% endfor %}

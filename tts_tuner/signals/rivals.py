@@ -53,17 +53,10 @@ def last_value(
     return Point(float(y[-1]), float(y[-1]) - wide, float(y[-1]) + wide)
 
 
-def _golden(loss: Callable[[float], float], low: float, high: float, rounds: int = 25) -> float:
-    "Minimum of a function with one minimum between `low` and `high`"
-    share = (np.sqrt(5) - 1) / 2
-    for _ in range(rounds):
-        left, right = high - share * (high - low), low + share * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
-    return (low + high) / 2
-
-
 def _shaped(t: np.ndarray, y: np.ndarray, until: float, shape: Callable[[np.ndarray, float], np.ndarray], ends: tuple[float, float]) -> Point:
     "Least squares of a + b * shape(t, c), c anywhere between the ends"
+    from scipy.optimize import minimize_scalar
+
     def solved(log_c: float) -> tuple[np.ndarray, float]:
         X = np.column_stack([np.ones(len(t)), shape(t, float(np.exp(log_c)))])
         ab = np.linalg.lstsq(X, y, rcond=None)[0]
@@ -72,7 +65,8 @@ def _shaped(t: np.ndarray, y: np.ndarray, until: float, shape: Callable[[np.ndar
     grid = np.linspace(np.log(ends[0]), np.log(ends[1]), 24)
     losses = [solved(c)[1] for c in grid]
     i = int(np.argmin(losses))
-    log_c = _golden(lambda c: solved(c)[1], grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)])
+    around = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
+    log_c = float(minimize_scalar(lambda c: solved(c)[1], bounds=around, method='bounded').x)
     (a, b), loss = solved(log_c)
     value = float(a + b * shape(np.array([until]), float(np.exp(log_c)))[0])
     wide = NORMAL_90 * float(np.sqrt(loss / max(len(t) - 3, 1)))

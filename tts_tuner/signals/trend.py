@@ -157,18 +157,25 @@ def _p_with(x: np.ndarray, factor: float, rho: float) -> float | Abstention:
     return math.erfc(max(abs(found.s) - 1, 0) / math.sqrt(2 * factor * variance(found.n, found.tied)))
 
 
+def _detrended(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | Abstention:
+    "A series and what Sen's slope leaves of it"
+    x = finite_or_abstain(as_series(values)[1], 10)
+    if isinstance(x, Abstention): return x
+    found = sen_slope(x)
+    return found if isinstance(found, Abstention) else (x, x - found.slope * np.arange(len(x)))
+
+
 def hamed_rao(
     values: ArrayLike,  # [n]
     lags: int = 10,  # autocorrelations that are looked at
 ) -> float | Abstention:  # p
     "Mann-Kendall with the variance of Hamed and Rao (1998)"
     if lags < 1: raise ValueError(f'lags={lags} is below 1')
-    x = finite_or_abstain(as_series(values)[1], 10)
-    if isinstance(x, Abstention): return x
-    slope = sen_slope(x)
-    if isinstance(slope, Abstention): return slope
+    found = _detrended(values)
+    if isinstance(found, Abstention): return found
+    x, rest = found
     n = len(x)
-    rho = _correlations(_ranks(x - slope.slope * np.arange(n)), min(lags, n - 3))
+    rho = _correlations(_ranks(rest), min(lags, n - 3))
     k = np.arange(1, len(rho) + 1)
     counted = np.where(np.abs(rho) > 1.96 / math.sqrt(n), rho, 0.0)
     return _p_with(x, 1 + 2 / (n * (n - 1) * (n - 2)) * float(((n - k) * (n - k - 1) * (n - k - 2) * counted).sum()), float(rho[0]))
@@ -180,12 +187,11 @@ def yue_wang(
 ) -> float | Abstention:  # p
     "Mann-Kendall with the variance of Yue and Wang (2004)"
     if lags < 1: raise ValueError(f'lags={lags} is below 1')
-    x = finite_or_abstain(as_series(values)[1], 10)
-    if isinstance(x, Abstention): return x
-    slope = sen_slope(x)
-    if isinstance(slope, Abstention): return slope
+    found = _detrended(values)
+    if isinstance(found, Abstention): return found
+    x, rest = found
     n = len(x)
-    rho = _correlations(x - slope.slope * np.arange(n), min(lags, n - 3))
+    rho = _correlations(rest, min(lags, n - 3))
     return _p_with(x, 1 + 2 * float(((1 - np.arange(1, len(rho) + 1) / n) * rho).sum()), float(rho[0]))
 
 
