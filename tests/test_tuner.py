@@ -15,7 +15,8 @@ from helpers import make_tiny_corpus
 from tts_tuner.config.contracts import read_decisions
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.settings import RunSettings, load_settings
-from tts_tuner.tuner.loop import Data, StudyStopped, keep_facts, prepare_data, replay, run_study
+from tts_tuner.tuner.book import StudyStopped
+from tts_tuner.tuner.loop import Data, keep_facts, prepare_data, replay, run_study
 from tts_tuner.tuner.opt_engine import OptEngine, repair_journal
 from tts_tuner.tuner.rungs import choose_winner
 from tts_tuner.tuner.trainer_wrapper import TrainerJob, TrainerProcess, ending_of, find_trainer, stop_trainers

@@ -7,171 +7,30 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/loop.html.md"""
 # %% ../../nbs/tuner/65_loop.ipynb #666776e4
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.contracts import Decision, Evidence, read_decisions, to_json
+from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError, UserError
-from ..config.files import append_line, write_atomic
+from ..config.files import write_atomic
 from ..config.settings import RunSettings, check_same_study, load_settings, save_settings
+from .book import Book, noted_signals, study_lock
 from .early_stop import RunWatch, watch_for
+from .fleet import Fleet
 from .opt_engine import OptEngine, Trial
-from .registry import Tracker, hand_over
+from .registry import hand_over
 from .rungs import OutOfTime, Standing, climb, cohorts
 from .space import describe
-from tts_tuner.tuner.trainer_wrapper import (
-    TRAINER,
-    Ending,
-    TrainerJob,
-    TrainerProcess,
-    count_cores,
-    count_gpus,
-    ending_of,
-    find_trainer,
-    stop_trainers,
-    worker_environments,
-)
+from .tracker import Tracker
+from .trainer_wrapper import TRAINER, Ending, TrainerJob, TrainerProcess, count_cores, count_gpus, worker_environments
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
-__all__ = ['StudyStopped', 'study_lock', 'noted_signals', 'Book', 'Fleet', 'Data', 'prepare_data', 'keep_facts', 'where', 'Study',
-           'StudyResult', 'run_study', 'replay']
-
-# %% ../../nbs/tuner/65_loop.ipynb #d9fb7938
-class StudyStopped(TTSTunerError):
-    "Somebody asked the study to stop; it goes on with the same command"
-    exit_code = 130
-
-
-@contextlib.contextmanager
-def study_lock(folder: Path) -> Iterator[None]:
-    "Hold the study alone; UserError when somebody else does"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as f:
-        try: import fcntl
-        except ImportError:  # Windows has no such lock; one tuner a study is the user's care there
-            yield
-            return
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f'Another process is tuning the study in {folder}; wait for it, stop it, or give another --study name.') from None
-        yield
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:  # grows when a signal comes
-    "Note SIGINT and SIGTERM instead of dying of them; a second one interrupts at once"
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-    def note(number: int, _: Any) -> None:
-        seen.append(number)
-        if len(seen) > 1: raise KeyboardInterrupt
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    try: yield seen
-    finally:
-        for n, handler in before.items(): signal.signal(n, handler)
-
-# %% ../../nbs/tuner/65_loop.ipynb #09385081
-class Book:
-    "decisions.jsonl: appended to, never rewritten"
-
-    def __init__(
-        self,
-        path: Path,
-        said: Callable[[Decision], None] = lambda d: None,  # told of each new decision
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.path, self.said, self.clock = path, said, clock
-        self.known = read_decisions(path)
-
-    def record(self, decisions: Sequence[Decision]) -> None:
-        "Write down what is new"
-        for d in decisions:
-            if any(replace(k, time=None) == replace(d, time=None) for k in self.known): continue
-            d = replace(d, time=round(self.clock(), 3))
-            append_line(self.path, to_json(d))
-            self.known.append(d)
-            self.said(d)
-
-    def failure(self, trial: str, rung: int | None = None) -> str:
-        "Why a trial was declared unable to go on, at `rung` or before it; empty when it was not"
-        passed = sum(d.subject == trial and d.kind == 'promote' for d in self.known)
-        for d in self.known if rung is None or passed <= rung else ():
-            if d.subject == trial and d.kind == 'stop' and d.evidence and d.evidence[0].source == 'trainer': return d.evidence[0].words
-        return ''
-
-    def restarts(self, trial: str) -> int:
-        "How often a trial's trainer was started again"
-        return sum(d.kind == 'restart' and d.subject == trial for d in self.known)
-
-# %% ../../nbs/tuner/65_loop.ipynb #7780dff1
-@dataclass
-class Fleet:
-    "Runs trainers side by side"
-    environments: list[dict[str, str]]  # one for each worker
-    trainer: Sequence[str]  # program that trains
-    restart: Callable[[TrainerJob, Ending], bool]  # may this one be started again?
-    stop: Callable[[], bool]  # shall all work end? may raise OutOfTime
-    tick: Callable[[dict[str, TrainerProcess]], None]  # called between looks, with those at work
-    poll: float = 0.1  # seconds between looks
-    patience: tuple[float, float, float] = (30.0, 10.0, 5.0)  # seconds before a trainer is asked more firmly
-    enough: Callable[[str], str] = lambda trial: ''  # why a trial need not or cannot go on; asked between looks
-
-    def run(
-        self,
-        jobs: Sequence[TrainerJob],
-        target: int,  # step all of them are to reach
-    ) -> dict[str, Ending]:  # by trial
-        "Bring all jobs to `target`; StudyStopped or OutOfTime when they had to end early"
-        endings: dict[str, Ending] = {}
-        working: dict[str, TrainerProcess] = {}
-        waiting: list[TrainerJob] = []
-        for job in jobs:
-            found = find_trainer(job.run_dir)
-            ended = ending_of(job.run_dir, target, None)
-            if found: working[job.trial] = TrainerProcess(job, self.trainer, adopt=found)
-            elif ended.verdict == 'done': endings[job.trial] = ended
-            else: waiting.append(job)
-        try:
-            while working or waiting:
-                while waiting and len(working) < len(self.environments): self._start(waiting.pop(0), working)
-                self.tick(working)
-                over = {n: why for n in working if (why := self.enough(n))}
-                stop_trainers([working[n] for n in over], self.patience)
-                if self.stop(): raise StudyStopped('The study was stopped; every trial is saved, and the same command goes on from here.')
-                time.sleep(self.poll)
-                for process in [p for p in working.values() if not p.alive()]:
-                    del working[process.job.trial]
-                    ended = ending_of(process.job.run_dir, target, process.exit_code)
-                    if process.job.trial in over: ended = Ending('ended', ended.step, over[process.job.trial])
-                    again = ended.verdict == 'died' and (process.adopted or self.restart(process.job, ended))
-                    if again: waiting.insert(0, process.job)
-                    else: endings[process.job.trial] = ended
-        finally: self._end(working)
-        self.tick(working)
-        return endings
-
-    def _start(self, job: TrainerJob, working: dict[str, TrainerProcess]) -> None:
-        "Start a trainer on a free share of the machine"
-        taken = [p.job.environment for p in working.values()]
-        free = next((e for e in self.environments if e not in taken), self.environments[len(working) % len(self.environments)])
-        working[job.trial] = TrainerProcess(replace(job, environment=free), self.trainer)
-
-    def _end(self, working: dict[str, TrainerProcess]) -> None:
-        "No trainer outlives a tuner that still can stop it"
-        left = [p for p in working.values() if p.alive()]
-        try: stop_trainers(left, self.patience)
-        except KeyboardInterrupt:  # somebody is in a hurry
-            for p in left: p.signal(signal.SIGKILL)
+__all__ = ['Data', 'prepare_data', 'keep_facts', 'where', 'Study', 'StudyResult', 'run_study', 'replay']
 
 # %% ../../nbs/tuner/65_loop.ipynb #262bfde8
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every trial becomes a run in MLflow under one parent; the winner becomes a file, a registered model and an alias
+"""Which model is in use, which one waits, and what it takes to move from one to the other
 
 Docs: https://tts-tuner.github.io/tts_tuner/tuner/registry.html.md"""
 
@@ -7,43 +7,15 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/registry.html.md"""
 # %% ../../nbs/tuner/64_registry.ipynb #b03a5daa
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError
-from ..config.files import sha256_file, write_atomic
-from ..config.settings import Tracking
-from ..training.sinks import connect_mlflow, tracker_trouble
+from ..config.files import write_atomic
 
 # %% auto #0
-__all__ = ['thin', 'batches', 'Deployed', 'decide_deployment', 'hand_over', 'Tracker']
-
-# %% ../../nbs/tuner/64_registry.ipynb #fae737a2
-def thin(
-    rows: Iterable[Mapping[str, Any]],  # lines of metrics.jsonl
-    since: float = 0.0,  # time of the last line that was sent already
-    every: int = 10,  # of the lines without a validation, one in so many
-) -> list[tuple[str, float, int, int]]:  # (name, value, milliseconds since 1970, step)
-    "The numbers worth sending"
-    out = []
-    for row in rows:
-        when, step = float(row.get('time', 0.0)), int(row['step'])
-        if when <= since or ('alignment_score' not in row and step % every): continue
-        out += [(k, float(v), int(when * 1000), step) for k, v in row.items()
-                if k not in ('step', 'time') and isinstance(v, (int, float)) and not isinstance(v, bool)]
-    return out
-
-
-def batches(items: Sequence[Any], size: int = 1000) -> list[Sequence[Any]]:
-    "`items` in pieces of at most `size`"
-    return [items[i:i + size] for i in range(0, len(items), size)]
+__all__ = ['Deployed', 'decide_deployment', 'hand_over']
 
 # %% ../../nbs/tuner/64_registry.ipynb #def40232
 @dataclass(frozen=True)
@@ -84,160 +56,3 @@ def hand_over(
     from tts_tuner.training.checkpoint import load_checkpoint, model_only, save_checkpoint
 
     return save_checkpoint(target, model_only(load_checkpoint(best)))
-
-# %% ../../nbs/tuner/64_registry.ipynb #2566e8bf
-class Tracker:
-    "Forwards a study to MLflow from a background thread"
-
-    def __init__(
-        self,
-        tracking: Tracking,
-        folder: Path,  # runs/STUDY
-        say: Callable[[str], None] = print,  # takes one sentence when the tracker fails
-    ) -> None:
-        self.tracking, self.folder, self.say = tracking, Path(folder), say
-        self.failure = '' if tracking.enabled else 'switched off'
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix='mlflow')
-        self._client: Any = None
-        self._experiment = ''
-        self._runs: dict[str, dict[str, Any]] = {}  # name -> id, sent
-        with contextlib.suppress(FileNotFoundError): self._runs = json.loads((self.folder / 'mlflow.json').read_text())
-
-    def _do(self, work: Callable[[], Any]) -> Future[Any]:
-        "Queue `work`; the first failure is said, and everything after it is skipped"
-        def guarded() -> Any:
-            if self.failure: return None
-            try: return work()
-            except Exception as e:  # whatever the tracker or its database raises must not end a study; it is said aloud
-                said = f'MLflow at {self.tracking.uri} is not written any more ({tracker_trouble(e)})'
-                self.failure = f'{said}; the study goes on and {self.folder} has everything.'
-                self.say(self.failure)
-                return None
-        return self._pool.submit(guarded)
-
-    def _run(self, name: str, title: str, tags: Mapping[str, str]) -> str:
-        "Id of the MLflow run kept as `name`; made under `title` when absent"
-        if name not in self._runs:
-            self._runs[name] = dict(id=self._client.create_run(self._experiment, run_name=title, tags=dict(tags)).info.run_id, sent=0.0)
-            self._keep()
-        return self._runs[name]['id']
-
-    def _keep(self) -> None: write_atomic(self.folder / 'mlflow.json', json.dumps(self._runs, indent=1))
-
-    def start(
-        self,
-        study: str,
-        params: Mapping[str, Any],  # settings of the study
-        tags: Mapping[str, str],  # e.g. the digest of the corpus
-    ) -> None:
-        "Open the store and the parent run"
-        def work() -> None:
-            self._client, self._experiment = connect_mlflow(self.tracking.uri, self.tracking.experiment)
-            known = 'study' in self._runs
-            from tts_tuner.training.metadata import as_tags, run_metadata
-            facts = {} if known else as_tags(run_metadata(tags.get('digest', '')))
-            parent = self._run('study', study, {'tts_tuner.study': study, **facts, **tags})
-            if known: self._client.update_run(parent, status='RUNNING')
-            else: self._params(parent, params)
-        self._do(work)
-
-    def _params(self, run: str, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-        for part in batches([Param(k, str(v)[:6000]) for k, v in params.items()], 100): self._client.log_batch(run, params=part)
-
-    def trial(
-        self,
-        name: str,  # "t003"
-        params: Mapping[str, Any],  # its hyper-parameters
-        role: str,
-    ) -> None:
-        "Open a trial's run below the parent"
-        def work() -> None:
-            if name in self._runs: return
-            run = self._run(name, name, {'mlflow.parentRunId': self._runs['study']['id'], 'tts_tuner.role': role})
-            self._params(run, params)
-        self._do(work)
-
-    def metrics(
-        self,
-        name: str,
-        rows: Iterable[Mapping[str, Any]],  # lines of metrics.jsonl; those sent before are left out
-    ) -> None:
-        "Forward a trial's new numbers"
-        rows = list(rows)
-        def work() -> None:
-            from mlflow.entities import Metric
-            if not self._runs[name]['sent']: self._facts(name)
-            numbers = thin(rows, self._runs[name]['sent'])
-            for part in batches(numbers): self._client.log_batch(self._runs[name]['id'], metrics=[Metric(*n) for n in part])
-            if not numbers: return
-            self._runs[name]['sent'] = max(float(r.get('time', 0.0)) for r in rows)
-            self._keep()
-        self._do(work)
-
-    def _facts(self, name: str) -> None:
-        "Tag a trial's run with what its trainer wrote down about code, environment and machine"
-        from mlflow.entities import RunTag
-        from tts_tuner.training.metadata import as_tags
-        for path in sorted(self.folder.glob(f'{name}/g*/metadata.json'))[-1:]:
-            facts = as_tags(json.loads(path.read_text()))
-            self._client.log_batch(self._runs[name]['id'], tags=[RunTag(k, v) for k, v in facts.items()])
-
-    def artifacts(self, name: str, folder: Path, place: str) -> None:
-        "Keep the files of a folder with a run"
-        self._do(lambda: self._client.log_artifacts(self._runs[name]['id'], str(folder), place))
-
-    def tag(self, name: str, tags: Mapping[str, str]) -> None:
-        "Set tags of a run"
-        def work() -> None:
-            for k, v in tags.items(): self._client.set_tag(self._runs[name]['id'], k, v)
-        self._do(work)
-
-    def finish(self, name: str, status: str) -> None:
-        "End a run: FINISHED, KILLED or FAILED"
-        def work() -> None:
-            if name in self._runs: self._client.set_terminated(self._runs[name]['id'], status)
-        self._do(work)
-
-    def register(
-        self,
-        model: Path,  # best_model.pt
-        score: float,
-        digest: str,  # of the corpus
-        auto: bool,  # may the alias champion move?
-    ) -> Future[Decision | None]:
-        "Register the model with its aliases, once; the decision about champion, or None when there is none to take"
-        def work() -> Decision | None:
-            content = sha256_file(model)
-            if self._runs.get('model', {}).get('id') == content: return None
-            run, name = self._runs['study']['id'], self.tracking.model_name
-            self._client.log_artifact(run, str(model), 'voice')
-            self._ensure_model(name)
-            source = f'{self._client.get_run(run).info.artifact_uri}/voice'
-            tags = {'score': repr(score), 'digest': digest}
-            made = self._client.create_model_version(name, source, run_id=run, tags=tags)
-            version = str(made.version)
-            self._client.set_registered_model_alias(name, 'candidate', version)
-            decision = decide_deployment(Deployed(int(version), score, digest), self._holder(name), auto)
-            if decision.kind == 'promote': self._client.set_registered_model_alias(name, 'champion', version)
-            self._runs['model'] = dict(id=content, sent=0.0)
-            self._keep()
-            return decision
-        return self._do(work)
-
-    def _ensure_model(self, name: str) -> None:
-        "Make the registered model unless it is there"
-        if not self._client.search_registered_models(f"name = '{name}'"): self._client.create_registered_model(name)
-
-    def _holder(self, name: str) -> Deployed | None:
-        "Who has the alias champion"
-        aliases = self._client.get_registered_model(name).aliases
-        if 'champion' not in aliases: return None
-        held = self._client.get_model_version(name, str(aliases['champion']))
-        score = float(held.tags.get('score', 'nan'))
-        return Deployed(int(held.version), score if math.isfinite(score) else 0.0, held.tags.get('digest', ''))
-
-    def close(self, status: str = '') -> None:
-        "End the parent run, if `status` is given, and wait until everything is written"
-        if status: self.finish('study', status)
-        self._pool.shutdown(wait=True)
