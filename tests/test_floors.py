@@ -17,8 +17,9 @@ FLOORS = {'config': 0, 'text': 0, 'audio': 0, 'data': 1, 'model': 1, 'signals': 
 TOP = 7  # cli, report, doctor and what they are made of
 
 HEAVY = {'mlflow', 'optuna', 'matplotlib', 'librosa', 'soundfile', 'soxr', 'scipy', 'tensorboard', 'omegaconf', 'pydantic', 'rich', 'typer', 'jinja2', 'pandas',
-    'sklearn', 'psutil', 'espeakng_loader', 'yaml', 'pesq', 'pystoi', 'IPython', 'statsmodels', 'ruptures', 'speechmos', 'onnxruntime'}
-ALLOWED = {'config/settings.py': {'pydantic', 'omegaconf'}, 'cli.py': {'typer', 'rich'}, 'live.py': {'rich'}}
+    'sklearn', 'psutil', 'espeakng_loader', 'yaml', 'pesq', 'pystoi', 'IPython', 'apprise', 'ray', 'hyperopt', 'wandb', 'statsmodels', 'ruptures', 'speechmos', 'onnxruntime'}
+COMMAND = ['command.py', *sorted(p.name for p in package.glob('cli*.py'))]
+ALLOWED = {'config/settings.py': {'pydantic', 'omegaconf'}, 'live.py': {'rich'}, **{f: {'typer'} for f in COMMAND}}
 NUMPY_ONLY = ('quality', 'signals')  # no torch there
 
 

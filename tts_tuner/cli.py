@@ -7,120 +7,41 @@ Docs: https://tts-tuner.github.io/tts_tuner/cli.html.md"""
 # %% ../nbs/90_cli.ipynb #e33b59e1
 from __future__ import annotations
 
-import contextlib
-import errno
-import functools
 import os
 import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .config.errors import TTSTunerError, UserError
+from . import cli_past, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
+from .cli_past import own_hparams
+from tts_tuner.cli_settings import (
+    ConfigFile,
+    CorpusFolder,
+    Deploy,
+    Fixed,
+    MaxTrials,
+    Preset,
+    Seed,
+    StudyName,
+    Timeout,
+    Track,
+    Trials,
+    Words,
+    Workers,
+    line_settings,
+)
+from .cli_start import demonstration
+from .command import answer, app, typed, verb
+from .config.errors import UserError
 
 # %% auto #0
-__all__ = ['app', 'ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Workers',
-           'Seed', 'Deploy', 'Track', 'Words', 'ending', 'run', 'config', 'demo_corpus', 'train', 'newest', 'synth',
-           'import_', 'export', 'replay', 'judge', 'report', 'doctor', 'version', 'main']
-
-# %% ../nbs/90_cli.ipynb #57a50696
-def _keep_traceback(error: BaseException) -> Path:
-    "Write the traceback of `error` to a file and say where it lies"
-    text = f'tts-tune {" ".join(sys.argv[1:])}\n\n' + ''.join(traceback.format_exception(error))
-    name = f'tts_tune_error_{time.strftime("%Y%m%d_%H%M%S")}.log'
-    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
-        try:
-            (folder / name).write_text(text)
-            return folder / name
-        except OSError: continue  # a full disk or a foreign folder; the next one may take it
-    return Path(os.devnull)
-
-
-def _refused(error: OSError) -> str:
-    "What the operating system refused, in a sentence"
-    what = f' ({error.filename})' if error.filename else ''
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f'The disk is full{what}. Make some room and give the same command again: it goes on from what was saved.'
-    if error.errno == errno.EADDRINUSE: return f'The port is in use{what}. `tts-tune doctor` says by whom; choose another one.'
-    return f'The system refused: {error.strerror or error}{what}. `tts-tune doctor` looks at rights and room.'
-
-
-def ending(
-    error: BaseException,  # what a command died of
-) -> tuple[int, str]:  # exit status, sentence
-    "How a command ends that did not end well"
-    if isinstance(error, TTSTunerError): return error.exit_code, str(error)
-    if isinstance(error, KeyboardInterrupt): return 130, 'Interrupted. What was saved stays; the same command goes on from there.'
-    if isinstance(error, OSError): return 1, _refused(error)
-    if isinstance(error, MemoryError): return 1, 'Memory ran out. Give a smaller batch_size, or --workers 1.'
-    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('tts_tuner'):
-        return 1, f'The package "{error.name}" is not installed: pip install {error.name}'
-    return 1, (f'This is a bug of ours, not a mistake of yours ({type(error).__name__}: {error}). '
-               f'Please report it with the file {_keep_traceback(error)}; --debug shows the traceback here.')
-
-# %% ../nbs/90_cli.ipynb #54548e0a
-_debug = False  # set by `main` when --debug stands anywhere on the command line
-_typed: list[str] = []  # the words after the program's name, set by `main`
-
-app = typer.Typer(
-    name='tts-tune', add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-    epilog='\b\nExamples:\n  tts-tune run\n  tts-tune run --corpus my_voice --trials 8\n  tts-tune synth "Good morning." -o morning.wav\n  tts-tune doctor')
-
-
-@app.callback()
-def _root(debug: Annotated[bool, typer.Option('--debug', help='Show tracebacks. May stand anywhere on the line.')] = False) -> None:
-    "From recordings to a voice that speaks: trains Tacotron 2, tunes it by itself, and explains every decision."
-
-
-def _verb(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    "Register a subcommand whose failures end in one sentence"
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            try: function(*args, **kwargs)
-            except (Exception, KeyboardInterrupt) as e:  # the outermost frame: every exception becomes a sentence here
-                if _debug: traceback.print_exception(e)
-                status, words = ending(e)
-                print(words, file=sys.stderr)
-                raise SystemExit(status) from None
-        app.command(name, epilog='\b\nExamples:\n' + '\n'.join(f'  {e}' for e in examples))(guarded)
-        return function
-    return register
+__all__ = ['run', 'config', 'train', 'main']
 
 # %% ../nbs/90_cli.ipynb #f8531f3a
-ConfigFile = Annotated[Path | None, typer.Option('--config', help='YAML file with settings of the study; `tts-tune config` prints one.')]
-CorpusFolder = Annotated[Path | None, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/. [a demonstration corpus is made]')]
-StudyName = Annotated[str | None, typer.Option('--study', help='Name of the study; one that exists is continued. [voice]')]
-Trials = Annotated[int | None, typer.Option('--trials', min=1, help='Trials wanted. [6]')]
-MaxTrials = Annotated[int | None, typer.Option('--max-trials', min=1, help='Never more than these. [100]')]
-Timeout = Annotated[str | None, typer.Option('--timeout', help='Start no new work after so long: 24h, 90m, 1h30m. [24h]')]
-Preset = Annotated[str | None, typer.Option('--preset', help='Base of the hyper-parameters: small, paper or default. [small]')]
-Fixed = Annotated[str, typer.Option('--hparams', help='Hyper-parameters fixed for every trial: "max_steps=600,batch_size=16".')]
-Workers = Annotated[str | None, typer.Option('--workers', help='Trials side by side; auto is one a GPU, or else one a core. [auto]')]
-Seed = Annotated[int | None, typer.Option('--seed', min=0, help='Seed of proposals and of every trial. [42]')]
-Deploy = Annotated[bool | None, typer.Option('--auto-deploy-best/--no-auto-deploy-best', help='The winner takes the alias "champion" when it is no worse.')]
-Track = Annotated[str | None, typer.Option('--tracking', help='mlflow or none. [mlflow]')]
-Words = Annotated[list[str] | None, typer.Argument(metavar='KEY=VALUE', help='Any setting by its path, e.g. rungs.cohort=6 tracking.uri=http://host:5000')]
-
-
-def _settings(config: Path | None, words: list[str] | None, hparams: str, corpus: Path | None, workers: str | None, tracking: str | None, **flags: Any) -> Any:
-    "Checked settings of a study from file, words and flags"
-    from tts_tuner.config.settings import load_settings
-
-    words = list(words or [])
-    if tracking not in (None, 'none', 'mlflow'): raise UserError(f'--tracking is none or mlflow, not "{tracking}".')
-    if tracking: words.append(f'tracking.enabled={"true" if tracking == "mlflow" else "false"}')
-    if workers is not None and workers != 'auto' and not workers.isdigit(): raise UserError(f'--workers is a number or auto, not "{workers}".')
-    return load_settings(config, words, hparams, corpus=str(corpus) if corpus else None,
-                         workers=int(workers) if workers and workers.isdigit() else workers, **flags)
-
-
-@_verb('run', 'tts-tune run', 'tts-tune run --corpus my_voice --study anna --trials 8 --timeout 12h', 'tts-tune run --config study.yaml rungs.cohort=6',
+@verb('run', 'tts-tune run', 'tts-tune run --corpus my_voice --study anna --trials 8 --timeout 12h', 'tts-tune run --config study.yaml rungs.cohort=6',
        'tts-tune run --corpus digits --hparams "frontend=characters,sample_rate=8000,n_mels=40,mel_fmax=null"')
 def run(
     words: Words = None, config: ConfigFile = None, corpus: CorpusFolder = None, study: StudyName = None, trials: Trials = None,
@@ -130,9 +51,9 @@ def run(
     """Build a voice: data, training, tuning, report.
 
     A study that was interrupted goes on where it was when the same command is given again."""
-    settings = _settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
+    settings = line_settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
                          timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed)
-    if settings.corpus is None: _demo(Path(settings.data) / 'demo')
+    if settings.corpus is None: demonstration(Path(settings.data) / 'demo')
     from tts_tuner.facts import closing_words, read_study
     from tts_tuner.live import LiveView
     from tts_tuner.report import make_report
@@ -147,7 +68,7 @@ def run(
     print(closing_words(read_study(settings.folder)))
 
 
-@_verb('config', 'tts-tune config > study.yaml', 'tts-tune config --preset paper rungs.cohort=4')
+@verb('config', 'tts-tune config > study.yaml', 'tts-tune config --preset paper rungs.cohort=4')
 def config(
     words: Words = None, config: ConfigFile = None, corpus: CorpusFolder = None, study: StudyName = None, trials: Trials = None,
     max_trials: MaxTrials = None, timeout: Timeout = None, auto_deploy_best: Deploy = None, preset: Preset = None, hparams: Fixed = '',
@@ -158,34 +79,9 @@ def config(
     `run --config FILE` reads them back."""
     from tts_tuner.config.settings import settings_to_yaml
 
-    settings = _settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
+    settings = line_settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
                          timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed)
     print(settings_to_yaml(settings), end='')
-
-# %% ../nbs/90_cli.ipynb #86f77242
-def _demo(folder: Path, sentences: int = 700, seed: int = 7) -> Path:
-    "The demonstration corpus, made if it is not there"
-    from tts_tuner.data.demo import make_demo_corpus
-
-    start = time.monotonic()
-    if not (folder / 'metadata.csv').exists():
-        print(f'No corpus was given, so a demonstration corpus is made in {folder}: {sentences} sentences spoken by the embedded synthesiser.', flush=True)
-    path = make_demo_corpus(folder, n=sentences, seed=seed)
-    if (spent := time.monotonic() - start) > 1: print(f'The corpus is ready after {spent:.0f} s.', flush=True)
-    return path
-
-
-@_verb('demo-corpus', 'tts-tune demo-corpus', 'tts-tune demo-corpus my_demo --sentences 200 --seed 3')
-def demo_corpus(
-    folder: Annotated[Path, typer.Argument(help='Where to; made when absent.')] = Path('data/demo'),
-    sentences: Annotated[int, typer.Option(min=10, help='How many sentences.')] = 700,
-    seed: Annotated[int, typer.Option(min=0, help='Another seed, other sentences.')] = 7,
-) -> None:
-    """Make a corpus with the embedded synthesiser.
-
-    Sentences, recordings and the true time of every phoneme."""
-    _demo(folder, sentences, seed)
-    print(f'{folder} holds metadata.csv, wavs/ and timings.json. Next: tts-tune run --corpus {folder}')
 
 # %% ../nbs/90_cli.ipynb #eeff0288
 def _print_hparams(wanted: bool) -> None:
@@ -198,16 +94,6 @@ def _print_hparams(wanted: bool) -> None:
     raise typer.Exit
 
 
-def _own_hparams(run_dir: Path) -> dict[str, Any] | None:
-    "The settings a run was started with, None where it has none yet"
-    import yaml
-
-    path = run_dir / 'hparams.yaml'
-    if not path.is_file(): return None
-    try: return dict(yaml.safe_load(path.read_text(encoding='utf-8')))
-    except (yaml.YAMLError, TypeError, ValueError) as e: raise UserError(f'{path} holds no settings: {str(e).splitlines()[0]}.') from e
-
-
 def _without(words: Sequence[str], *options: str) -> list[str]:
     "A command line without some options that take a value"
     out, rest = [], iter(words)
@@ -217,7 +103,7 @@ def _without(words: Sequence[str], *options: str) -> list[str]:
     return out
 
 
-@_verb('train', 'tts-tune train --corpus data/demo --run-dir runs/by_hand --preset small --hparams "max_steps=600"',
+@verb('train', 'tts-tune train --corpus data/demo --run-dir runs/by_hand --preset small --hparams "max_steps=600"',
        'tts-tune train --corpus data/demo --run-dir runs/by_hand --resume', 'tts-tune train --help-hparams',
        'tts-tune train --ranks 2 --corpus data/demo --run-dir runs/pair',
        'torchrun --nproc-per-node 2 -m tts_tuner.cli train --corpus data/demo --run-dir runs/pair',
@@ -249,218 +135,27 @@ def train(
         if 'WORLD_SIZE' in os.environ: raise UserError('--ranks starts the ranks of a run, and torchrun has done so already; leave one of the two out.')
         from tts_tuner.training.joining import launch
 
-        mine = _without(_typed, '--ranks', '--nodes', '--node-rank', '--master')
+        mine = _without(typed(), '--ranks', '--nodes', '--node-rank', '--master')
         raise SystemExit(launch(ranks, [sys.executable, '-m', 'tts_tuner.cli', *mine], nodes, node_rank, master))
     from tts_tuner.config.hparams import create_hparams, parse_overrides
 
-    known = _own_hparams(run_dir) if resume and preset is None else None
+    known = own_hparams(run_dir) if resume and preset is None else None
     hp = create_hparams(preset or 'small', hparams) if known is None else create_hparams('default', {**known, **parse_overrides(hparams)})
     from tts_tuner.training.trainer import run_training
 
     run_training(corpus, run_dir, hp, until=until, resume=resume, tracking=tracking, tracking_uri=tracking_uri, experiment=experiment,
                  parent_run_id=parent_run_id, warm_start=warm_start, cache_dir=cache_dir, fresh_if_different=fresh_if_different, join_timeout=join_timeout)
 
-# %% ../nbs/90_cli.ipynb #11d9bb5c
-def newest(
-    pattern: str,  # under `runs`, with *
-    what: str,  # its name for people
-    runs: Path = Path('runs'),  # folder of all studies
-) -> Path:
-    "The newest path under `runs` that matches; UserError when there is none"
-    found = sorted(runs.glob(pattern), key=lambda p: p.stat().st_mtime)
-    if not found: raise UserError(f'There is no {what} under {runs}/ yet. `tts-tune run` makes one; or name yours.')
-    return found[-1]
-
-
-@_verb('synth', 'tts-tune synth "Good morning." -o morning.wav', 'tts-tune synth --model runs/anna/best_model.pt --seed 3 "Is it raining?"',
-       'tts-tune synth - -o story.wav < story.txt')
-def synth(
-    text: Annotated[str, typer.Argument(help='What to say; - reads it from standard input.')],
-    out: Annotated[Path, typer.Option('--out', '-o', help='WAV file to write.')] = Path('speech.wav'),
-    model: Annotated[Path | None, typer.Option(help='Model that speaks. [the newest runs/*/best_model.pt]')] = None,
-    seed: Annotated[int, typer.Option(min=0, help='Another seed, another reading.')] = 0,
-    device: Annotated[str, typer.Option(help='cpu, cuda ...')] = 'cpu',
-    precision: Annotated[str, typer.Option(help='fp32, bf16 or int8: fewer bits, faster speech.')] = 'fp32',
-) -> None:
-    "Speak a text."
-    path = model or newest('*/best_model.pt', 'model')
-    if not path.is_file(): raise UserError(f'There is no model at {path}; `tts-tune run` makes one and says where it lies.')
-    from tts_tuner.audio.wav import save_wav
-    from tts_tuner.serve.synthesizer import Synthesizer
-
-    start = time.monotonic()
-    speech = Synthesizer.load(path, device, precision).say(sys.stdin.read() if text == '-' else text, seed=seed)
-    save_wav(out, speech.audio, speech.sample_rate)
-    for warning in speech.warnings: print(f'Note: {warning}', file=sys.stderr)
-    print(f'{out}: {speech.seconds:.1f} s of speech by {path}, made in {time.monotonic() - start:.1f} s.')
-
-# %% ../nbs/90_cli.ipynb #3a5f58e1
-@_verb('import', 'tts-tune import tacotron2_statedict.pt --out imported.pt',
-       'tts-tune import checkpoint_90000 --symbols symbols.txt --language ru --out imported.pt')
-def import_(
-    checkpoint: Annotated[Path, typer.Argument(help='Checkpoint of the published Tacotron 2, in any of its layouts.')],
-    out: Annotated[Path, typer.Option('--out', '-o', help='Model file to write.')] = Path('imported.pt'),
-    symbols: Annotated[Path | None, typer.Option(help='Its symbol table, one symbol a line, padding first. [the published 148 symbols]')] = None,
-    language: Annotated[str, typer.Option(help='Language of its texts: en or ru.')] = 'en',
-) -> None:
-    "Make a voice of a published Tacotron 2 checkpoint."
-    from tts_tuner.training.published import import_published
-
-    found = import_published(checkpoint, out, symbols, language)
-    steps = f', {found.step} steps' if found.step else ''
-    print(f'{out}: {len(found.symbols)} symbols and {len(found.weights)} tensors of {checkpoint} (layout "{found.layout}"{steps}).')
-
-
-@_verb('export', 'tts-tune export --model runs/anna/best_model.pt --out anna_tacotron2.pt',
-       'tts-tune export --layout examples --rows published -o tacotron2.pt')
-def export(
-    out: Annotated[Path, typer.Option('--out', '-o', help='File to write.')] = Path('tacotron2.pt'),
-    model: Annotated[Path | None, typer.Option(help='Model or checkpoint. [the newest runs/*/best_model.pt]')] = None,
-    layout: Annotated[str, typer.Option(help='repository, examples or weights: how the file is wrapped.')] = 'repository',
-    rows: Annotated[str, typer.Option(help='Symbol rows in the order of this voice (own) or of the published table (published).')] = 'own',
-) -> None:
-    "Write a voice for programs of the published Tacotron 2."
-    from tts_tuner.training.published import export_published
-
-    path = model or newest('*/best_model.pt', 'model')
-    said = export_published(path, out, layout, rows)
-    print(f'{out}: {path} in the layout "{layout}".')
-    for sentence in said: print(sentence)
-
-# %% ../nbs/90_cli.ipynb #a96e959d
-@contextlib.contextmanager
-def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
-    "A bar on standard error while something is counted; nothing where that is no terminal"
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
-
-
-@_verb('replay', 'tts-tune replay', 'tts-tune replay simulated --picture pareto.png', 'tts-tune replay runs/anna --metric score --maximize',
-       'tts-tune replay mlflow.db --experiment tacotron2_autotuning --policy top:3,2 --policy promotion:0.13',
-       'tts-tune replay http://localhost:5000 --experiment voices --ended leave --against top:5,5',
-       'tts-tune replay logs/tensorboard --metric val/loss --single',
-       'tts-tune replay runs --single --policy patience:5 --policy patience:10,0.005')
-def replay(
-    source: Annotated[str, typer.Argument(help='Folder of runs or TensorBoard files, MLflow store or server, .npz, .jsonl; or the word simulated.')] = 'runs',
-    metric: Annotated[str, typer.Option(help='What is judged. [val_loss; valid_loss of .npz]')] = '',
-    maximize: Annotated[bool, typer.Option('--maximize', help='Higher is better.')] = False,
-    policy: Annotated[list[str] | None, typer.Option(help='Policy to play, as often as wanted; --policies lists them. [the usual ones]')] = None,
-    policies: Annotated[bool, typer.Option('--policies', help='List policies and rules, and leave.')] = False,
-    single: Annotated[bool, typer.Option('--single', help='Ask when each run would have been stopped, with no other to compare it with.')] = False,
-    against: Annotated[str, typer.Option(help='Policy that the others are compared with on the same draws.')] = '',
-    experiment: Annotated[str, typer.Option(help='MLflow experiment. [all of them]')] = '',
-    ended: Annotated[str, typer.Option(help='Runs that were stopped early: hold keeps their last value, leave leaves them out.')] = 'hold',
-    draws: Annotated[int, typer.Option(min=1, help='Draws of each study.')] = 20,
-    n: Annotated[int | None, typer.Option('--n', min=2, help='Trials a draw. [two thirds of them, 100 at most]')] = None,
-    picture: Annotated[Path | None, typer.Option(help='PNG, SVG or PDF of what each policy costs and loses.')] = None,
-) -> None:
-    """Ask recorded curves what another way of stopping would have saved.
-
-    Nothing is trained. Compute is the share of all epochs; regret is 0 where the best trial was found and 1 where a median one was."""
-    from rich.console import Console
-
-    from tts_tuner.tuner import policies as known
-
-    if policies:
-        print(known.listed())
-        return
-    if ended not in ('hold', 'leave'): raise UserError(f'--ended is hold or leave, not "{ended}".')
-    if picture and picture.suffix not in ('.png', '.svg', '.pdf'): raise UserError(f'--picture writes .png, .svg or .pdf, not "{picture.name}".')
-    from tts_tuner.tuner.histories import read_history
-
-    question: Any = known.about_runs(policy or known.USUAL_RULES) if single else known.about_studies(policy or known.USUAL_POLICIES, against, draws, n)
-    with _watched(f'reading {source}') as tick:
-        tasks, runs, said = read_history(source, metric, maximize, experiment, known.BESIDE if single else (), ended, tick)
-    with _watched('playing') as tick: answer = question(runs if single else tasks, tick)
-    for sentence in said: print(sentence)
-    if said: print()
-    Console(width=None if sys.stdout.isatty() else 160).print(answer.table)
-    print(f'\n{answer.words}')
-    if picture:
-        answer.draw(picture)
-        print(f'{picture}: the same as a picture.')
-
-# %% ../nbs/90_cli.ipynb #9d626757
-@_verb('judge', 'tts-tune judge', 'tts-tune judge runs/demo/t003/g001', 'tts-tune judge runs/by_hand --json')
-def judge(
-    run_dir: Annotated[Path | None, typer.Argument(help='Folder of a run: metrics.jsonl and hparams.yaml. [the newest under runs/]')] = None,
-    json: Annotated[bool, typer.Option('--json', help='For programs.')] = False,
-) -> None:
-    "Ask the detectors about one run: does it learn to speak, will it ever, may it end?"
-    folder = run_dir or newest('**/metrics.jsonl', 'run').parent
-    known = _own_hparams(folder)
-    if known is None or not (folder / 'metrics.jsonl').is_file(): raise UserError(f'{folder} is no run: it has no hparams.yaml or no metrics.jsonl.')
-    if lost := [k for k in ('max_steps', 'n_free_running') if k not in known]: raise UserError(f'{folder}/hparams.yaml does not say {", ".join(lost)}.')
-    from tts_tuner.tuner.judge import judge as asked
-    from tts_tuner.tuner.trials import MetricsReader
-
-    reader = MetricsReader(folder / 'metrics.jsonl')
-    reader.read()
-    answers = asked(reader.validations(), int(known['max_steps']), int(known['n_free_running']))
-    if json:
-        from json import dumps
-
-        print(dumps([{k: getattr(a, k) for k in ('question', 'verdict', 'words')} for a in answers], indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f'{folder}, step {reader.step} of {known["max_steps"]}', show_header=False, box=None, title_justify='left')
-    for a in answers: table.add_row(a.question, f'[bold]{a.verdict}[/]', a.words)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-@_verb('report', 'tts-tune report', 'tts-tune report runs/anna')
-def report(study: Annotated[Path | None, typer.Argument(help='Folder of the study. [the newest under runs/]')] = None) -> None:
-    "Write the report of a study, finished or not."
-    folder = study or newest('*/decisions.jsonl', 'study').parent
-    if not folder.is_dir(): raise UserError(f'There is no study at {folder}.')
-    from tts_tuner.report import make_report
-
-    print(f'{make_report(folder)} is one file; open it in any browser.')
-
-
-@_verb('doctor', 'tts-tune doctor', 'tts-tune doctor --json')
-def doctor(json: Annotated[bool, typer.Option('--json', help='For programs.')] = False) -> None:
-    "Say what this machine has and what it lacks."
-    from tts_tuner.doctor import as_json, examine, summary
-
-    findings = examine()
-    if json:
-        from json import dumps
-
-        print(dumps(as_json(findings), indent=1))
-        return
-    for finding in findings: print(finding.line())
-    print(summary(findings))
-
-
-@_verb('version', 'tts-tune version')
-def version() -> None:
-    "Print the version."
-    from tts_tuner import __version__
-
-    print(f'tts_tuner {__version__}')
-
 # %% ../nbs/90_cli.ipynb #be7ae040
 def main(
     argv: list[str] | None = None,  # words after the program's name; None takes the process's own
 ) -> None:
     "The command `tts-tune`"
-    global _debug, _typed
-    words = _typed = list(sys.argv[1:] if argv is None else argv)
-    options = words[:words.index('--')] if '--' in words else words
-    _debug = '--debug' in options
-    words = [w for i, w in enumerate(words) if w != '--debug' or i >= len(options)]
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true')
-    os.environ.setdefault('MPLBACKEND', 'Agg')
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')  # a terminal without UTF-8 must not end a run
-    app(args=words, prog_name='tts-tune')
+    answer(argv)
+
+
+_ORDER = ('run', 'train', 'synth', 'judge', 'report', 'replay', 'import', 'export', 'demo-corpus', 'doctor', 'version')  # as the help lists them
+app.registered_commands.sort(key=lambda c: _ORDER.index(c.name or '') if c.name in _ORDER else len(_ORDER))
 
 # %% ../nbs/90_cli.ipynb #8b017912
 if __name__ == '__main__': main()
