@@ -8,6 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/book.html.md"""
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from ..config.errors import TTSTunerError, UserError
 from ..config.files import append_line
 
 # %% auto #0
-__all__ = ['StudyStopped', 'study_lock', 'noted_signals', 'Book']
+__all__ = ['StudyStopped', 'study_lock', 'tuner_of', 'noted_signals', 'Book']
 
 # %% ../../nbs/tuner/64b_book.ipynb #d9fb7938
 class StudyStopped(TTSTunerError):
@@ -33,7 +34,7 @@ class StudyStopped(TTSTunerError):
 def study_lock(folder: Path) -> Iterator[None]:
     "Hold the study alone; UserError when somebody else does"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as f:
+    with open(folder / '.lock', 'a+') as f:
         try: import fcntl
         except ImportError:  # Windows has no such lock; one tuner a study is the user's care there
             yield
@@ -41,7 +42,24 @@ def study_lock(folder: Path) -> Iterator[None]:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'Another process is tuning the study in {folder}; wait for it, stop it, or give another --study name.') from None
-        yield
+        f.truncate(0)
+        f.write(str(os.getpid()))  # for those who only look
+        f.flush()
+        try: yield
+        finally: f.truncate(0)
+
+
+def tuner_of(
+    folder: Path,  # runs/STUDY
+) -> int | None:  # process id
+    "Who tunes this study now, asked without touching its lock"
+    import psutil
+    try: text, since = (folder / '.lock').read_text(), (folder / '.lock').stat().st_mtime
+    except FileNotFoundError: return None
+    with contextlib.suppress(psutil.Error, ValueError):
+        process = psutil.Process(int(text))
+        if process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= since + 1: return process.pid  # a later process only has its number
+    return None
 
 
 @contextlib.contextmanager
