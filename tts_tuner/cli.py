@@ -104,14 +104,16 @@ def _without(words: Sequence[str], *options: str) -> list[str]:
 
 
 @verb('train', 'tts-tune train --corpus data/demo --run-dir runs/by_hand --preset small --hparams "max_steps=600"',
-       'tts-tune train --corpus data/demo --run-dir runs/by_hand --resume', 'tts-tune train --help-hparams',
+       'tts-tune train --corpus data/demo --run-dir runs/by_hand --resume',
+      'tts-tune train --corpus data/demo --run-dir runs/gentler --checkpoint-path runs/by_hand/checkpoints/best.pt --hparams "learning_rate=3e-3"',
+      'tts-tune train --help-hparams',
        'tts-tune train --ranks 2 --corpus data/demo --run-dir runs/pair',
        'torchrun --nproc-per-node 2 -m tts_tuner.cli train --corpus data/demo --run-dir runs/pair',
        'tts-tune train --ranks 8 --nodes 2 --node-rank 1 --master host0:29500 --corpus data/demo --run-dir runs/sixteen')
 def train(
     corpus: Annotated[Path, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/.')],
     run_dir: Annotated[Path, typer.Option('--run-dir', help='Folder of this run: checkpoints, metrics, samples.')],
-    preset: Annotated[str | None, typer.Option(help='Base of the hyper-parameters: small, paper or default. [small; with --resume those of the run]')] = None,
+    preset: Annotated[str | None, typer.Option(help='Base of the hyper-parameters: small, paper or default. [small; with --resume those of the run, with --checkpoint-path those of the checkpoint]')] = None,
     hparams: Annotated[str, typer.Option(help='Changes to it: "learning_rate=1e-3,batch_size=16".')] = '',
     until: Annotated[int | None, typer.Option(min=1, help='Pause at this step; max_steps stays the length of the schedule.')] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the run folder.')] = False,
@@ -120,6 +122,7 @@ def train(
     experiment: Annotated[str, typer.Option(help='MLflow experiment.')] = 'tacotron2_autotuning',
     parent_run_id: Annotated[str | None, typer.Option(help='MLflow run that this one belongs to.')] = None,
     warm_start: Annotated[Path | None, typer.Option(help='Checkpoint to start from, ours or a published Tacotron 2, of the same architecture.')] = None,
+    checkpoint_path: Annotated[Path | None, typer.Option('--checkpoint-path', '--checkpoint_path', help='Checkpoint of another run to go on from: step, moments, order of clips.')] = None,
     fresh_if_different: Annotated[bool, typer.Option('--fresh-if-different', help='... and where it is not, start from nothing and say so.')] = False,
     cache_dir: Annotated[Path, typer.Option(help='Folder of the feature cache.')] = Path('data/cache'),
     ranks: Annotated[int, typer.Option(min=1, help='Processes of this machine that train together, one a GPU.')] = 1,
@@ -140,11 +143,15 @@ def train(
     from tts_tuner.config.hparams import create_hparams, parse_overrides
 
     known = own_hparams(run_dir) if resume and preset is None else None
+    if known is None and preset is None and checkpoint_path is not None:
+        from tts_tuner.training.checkpoint import load_checkpoint
+
+        known = load_checkpoint(checkpoint_path)['hparams']
     hp = create_hparams(preset or 'small', hparams) if known is None else create_hparams('default', {**known, **parse_overrides(hparams)})
     from tts_tuner.training.trainer import run_training
 
     run_training(corpus, run_dir, hp, until=until, resume=resume, tracking=tracking, tracking_uri=tracking_uri, experiment=experiment,
-                 parent_run_id=parent_run_id, warm_start=warm_start, cache_dir=cache_dir, fresh_if_different=fresh_if_different, join_timeout=join_timeout)
+                 parent_run_id=parent_run_id, warm_start=warm_start, checkpoint_path=checkpoint_path, cache_dir=cache_dir, fresh_if_different=fresh_if_different, join_timeout=join_timeout)
 
 # %% ../nbs/90_cli.ipynb #be7ae040
 def main(

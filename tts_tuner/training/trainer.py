@@ -18,7 +18,7 @@ import torch
 from ..config.contracts import Change, read_records, to_json
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import append_line, write_atomic
-from ..config.hparams import HParams, create_hparams, differences, from_dict, to_dict
+from ..config.hparams import HParams, create_hparams, differences, format_overrides, from_dict, to_dict
 from ..data.corpus import Corpus, aside_sentences, read_corpus
 from ..data.features import FeatureSet, build_features
 from ..data.loader import split
@@ -35,6 +35,7 @@ from .published import start_from
 from .resumable import Resumable
 from .run_folder import Progress, RunFolder, StopRequest, validation_line
 from .sinks import JsonlSink, MetricSink, MLflowSink, SinkGroup, TensorBoardSink, rewind
+from .takeover import takeover
 from .warm_start import DoesNotFit, check_architecture
 
 # %% auto #0
@@ -149,17 +150,33 @@ class Trainer(Attentive):
         self.saver.save(self.state(generators), best=better, then=on_disk)
 
 # %% ../../nbs/training/55_trainer.ipynb #023d8a23
-def _fresh_or_resumed(folder: RunFolder, resume: bool, hp: HParams) -> dict[str, Any] | None:
+def _fresh_or_resumed(folder: RunFolder, resume: bool, hp: HParams, elsewhere: str | Path | None = None) -> dict[str, Any] | None:
     "The state to go on from, or None for a new run; UserError instead of writing over an old one"
     kept = CheckpointFolder(folder.checkpoints, hp.keep_checkpoints)
     if not resume:
         if kept.last.exists() or kept.steps(): raise UserError(f'{folder.path} holds a run already; add --resume to go on with it, or choose another folder.')
         _rewind(folder, 0)
-        return None
+        return _from_elsewhere(folder, elsewhere, hp) if elsewhere else None
     state, said = kept.load_newest()
     for sentence in said: folder.say(sentence)
+    if state is None and elsewhere: return _from_elsewhere(folder, elsewhere, hp)
     if state is None: folder.say(f'There is no checkpoint in {folder.path} yet; the run starts from the beginning.')
     if cut := _rewind(folder, state['step'] if state else 0): folder.say(f'{cut} lines of metrics lie after the checkpoint and are taken back.')
+    return state
+
+
+def _from_elsewhere(folder: RunFolder, path: str | Path, hp: HParams) -> dict[str, Any] | None:
+    "The state of another run's checkpoint, what changes written down; None, with a sentence, where its weights or steps would not be this run's"
+    state = load_checkpoint(path)
+    step, found = int(state['step']), takeover(from_dict(state['hparams']), hp)
+    _rewind(folder, step)
+    if not found.possible:
+        folder.say(f'The run starts from the beginning and not from {path}: {found.words}.')
+        return None
+    folder.say(f'going on from {path}, step {step}')
+    back = format_overrides({k: a for k, (a, _) in found.changed.items()})
+    for name, (a, b) in found.changed.items():
+        append_line(folder.changes, to_json(Change(name, a, b, 'set when the run went on from the checkpoint of another', step + 1, back)))
     return state
 
 
@@ -291,6 +308,7 @@ def run_training(
     experiment: str = 'tacotron2_autotuning',  # of MLflow
     parent_run_id: str | None = None,  # MLflow run this one is a part of
     warm_start: str | Path | None = None,  # checkpoint whose weights are taken, ours or a published one
+    checkpoint_path: str | Path | None = None,  # checkpoint of another run to go on from: step, moments, generators, order of clips
     cache_dir: str | Path = 'data/cache',  # features and anchors
     console: Callable[[str], None] = print,  # takes lines for people
     fresh_if_different: bool = False,  # a warm start that does not fit begins anew instead of failing
@@ -305,7 +323,7 @@ def run_training(
         folder = RunFolder(run_dir, console, writes=group.first)
         run = _Run(folder, group)
         with folder.alone(), StopRequest() as stop:
-            state = _fresh_or_resumed(folder, resume, hp) if group.first else None
+            state = _fresh_or_resumed(folder, resume, hp, checkpoint_path) if group.first else None
             folder.saved = run.resumed = state['step'] if state else 0
             folder.status('running', run.resumed)
             try:
