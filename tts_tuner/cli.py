@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_past, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
+from . import cli_desk, cli_past, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
 from .cli_past import own_hparams
 from tts_tuner.cli_settings import (
     ConfigFile,
@@ -113,7 +113,8 @@ def _without(words: Sequence[str], *options: str) -> list[str]:
 def train(
     corpus: Annotated[Path, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/.')],
     run_dir: Annotated[Path, typer.Option('--run-dir', help='Folder of this run: checkpoints, metrics, samples.')],
-    preset: Annotated[str | None, typer.Option(help='Base of the hyper-parameters: small, paper or default. [small; with --resume those of the run, with --checkpoint-path those of the checkpoint]')] = None,
+    preset: Annotated[str | None, typer.Option(help='Base of the hyper-parameters: small, paper or default. [small; with --resume those of the run, '
+                                                    'with --checkpoint-path those of the checkpoint]')] = None,
     hparams: Annotated[str, typer.Option(help='Changes to it: "learning_rate=1e-3,batch_size=16".')] = '',
     until: Annotated[int | None, typer.Option(min=1, help='Pause at this step; max_steps stays the length of the schedule.')] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the run folder.')] = False,
@@ -122,7 +123,8 @@ def train(
     experiment: Annotated[str, typer.Option(help='MLflow experiment.')] = 'tacotron2_autotuning',
     parent_run_id: Annotated[str | None, typer.Option(help='MLflow run that this one belongs to.')] = None,
     warm_start: Annotated[Path | None, typer.Option(help='Checkpoint to start from, ours or a published Tacotron 2, of the same architecture.')] = None,
-    checkpoint_path: Annotated[Path | None, typer.Option('--checkpoint-path', '--checkpoint_path', help='Checkpoint of another run to go on from: step, moments, order of clips.')] = None,
+    checkpoint_path: Annotated[Path | None, typer.Option('--checkpoint-path', '--checkpoint_path',
+                                                         help='Checkpoint of another run to go on from: step, moments, order of clips.')] = None,
     fresh_if_different: Annotated[bool, typer.Option('--fresh-if-different', help='... and where it is not, start from nothing and say so.')] = False,
     cache_dir: Annotated[Path, typer.Option(help='Folder of the feature cache.')] = Path('data/cache'),
     ranks: Annotated[int, typer.Option(min=1, help='Processes of this machine that train together, one a GPU.')] = 1,
@@ -151,7 +153,8 @@ def train(
     from tts_tuner.training.trainer import run_training
 
     run_training(corpus, run_dir, hp, until=until, resume=resume, tracking=tracking, tracking_uri=tracking_uri, experiment=experiment,
-                 parent_run_id=parent_run_id, warm_start=warm_start, checkpoint_path=checkpoint_path, cache_dir=cache_dir, fresh_if_different=fresh_if_different, join_timeout=join_timeout)
+                 parent_run_id=parent_run_id, warm_start=warm_start, checkpoint_path=checkpoint_path, cache_dir=cache_dir,
+                 fresh_if_different=fresh_if_different, join_timeout=join_timeout)
 
 # %% ../nbs/90_cli.ipynb #be7ae040
 def main(
@@ -161,7 +164,7 @@ def main(
     answer(argv)
 
 
-_ORDER = ('run', 'train', 'synth', 'judge', 'report', 'replay', 'import', 'export', 'demo-corpus', 'doctor', 'version')  # as the help lists them
+_ORDER = ('run', 'status', 'watch', 'ui', 'synth', 'train', 'judge', 'report', 'replay', 'import', 'export', 'demo-corpus', 'doctor', 'version')  # as the help lists them
 app.registered_commands.sort(key=lambda c: _ORDER.index(c.name or '') if c.name in _ORDER else len(_ORDER))
 
 # %% ../nbs/90_cli.ipynb #8b017912
