@@ -25,8 +25,8 @@ except ImportError:  # Windows: runs that make the same new database at the same
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['MetricSink', 'JsonlSink', 'read_metrics', 'rewind', 'TensorBoardSink', 'telemetry_off', 'tracker_trouble',
-           'impatient', 'connect_mlflow', 'MLflowSink', 'SinkGroup']
+__all__ = ['MetricSink', 'JsonlSink', 'read_metrics', 'metrics_row', 'rewind', 'TensorBoardSink', 'telemetry_off',
+           'tracker_trouble', 'impatient', 'connect_mlflow', 'MLflowSink', 'SinkGroup']
 
 # %% ../../nbs/training/51_sinks.ipynb #328cfe27
 @runtime_checkable
@@ -94,10 +94,12 @@ def read_metrics(
     path = Path(path)
     if not path.is_file(): return []
     *whole, _ = path.read_bytes().split(b'\n')
-    return [row for line in whole if (row := _row(line)) is not None]
+    return [row for line in whole if (row := metrics_row(line)) is not None]
 
 
-def _row(line: bytes) -> dict[str, float] | None:
+def metrics_row(
+    line: bytes,  # of a `metrics.jsonl`
+) -> dict[str, Any] | None:
     "What a line says; None when it was damaged"
     try: row = json.loads(line)
     except ValueError: return None
@@ -114,7 +116,7 @@ def rewind(
     keep: list[bytes] = []
     cut: list[bytes] = []
     *whole, torn = path.read_bytes().split(b'\n')
-    for line in whole: (keep if (row := _row(line)) and row['step'] <= step else cut).append(line)
+    for line in whole: (keep if (row := metrics_row(line)) and row['step'] <= step else cut).append(line)
     if torn: cut.append(torn)
     if not cut: return 0
     with open(path.with_name(f'{path.stem}.cut{path.suffix}'), 'ab') as f: f.write(b'\n'.join(cut) + b'\n')

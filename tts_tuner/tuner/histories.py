@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from ..config.errors import UserError, nearest
 from ..signals.simulator import simulate_study
 from ..training.sinks import impatient, read_metrics, telemetry_off
+from ..training.streams import EventStream
 from .replay import Task
 from .replay_runs import RecordedRun
 from .trials import read_status
@@ -77,49 +77,16 @@ def _need(runs: Sequence[RecordedRun], metric: str, seen: Iterable[str], where: 
     raise UserError(f'No run in {where} has logged "{metric}".{nearest(metric, names)} There are: {shown}.')
 
 # %% ../../nbs/tuner/67b_histories.ipynb #5fcc01ad
-def _records(path: Path) -> Iterator[bytes]:
-    "Payloads of an event file, up to the first that is damaged or not written to its end"
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    data, at = path.read_bytes(), 0
-    while at + 12 <= len(data):
-        length, check = struct.unpack_from('<QI', data, at)
-        end = at + 12 + length + 4
-        if end > len(data) or masked_crc32c(data[at:at + 8]) != check: return
-        yield data[at + 12:end - 4]
-        at = end
-
-
 def read_events(
     files: Sequence[Path],  # event files of one run
 ) -> dict[str, list[tuple[float, float]]]:  # tag -> (step, value)
     "All scalars of a run"
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
     out: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(files):
-        for payload in _records(path):
-            try: event = Event.FromString(payload)
-            except DecodeError: break  # the rest of a damaged file cannot be trusted
-            if event.HasField('session_log') and event.session_log.status == SessionLog.START and event.step:
-                out = {k: [p for p in v if p[0] < event.step] for k, v in out.items()}
-            for value in event.summary.value:
-                number = _scalar(value)
-                if number is not None: out.setdefault(value.tag, []).append((float(event.step), number))
+        for news in EventStream(path).read()[0]:
+            if news.void_from is not None: out = {k: [p for p in v if p[0] < news.void_from] for k, v in out.items()}
+            for name, step, value, _ in news.points: out.setdefault(name, []).append((float(step), value))
     return out
-
-
-def _scalar(value: Any) -> float | None:
-    "The number in a summary value; None when it is a picture, a sound or a table"
-    kind = value.WhichOneof('value')
-    if kind == 'simple_value': return float(value.simple_value)
-    if kind != 'tensor': return None
-    from tensorboard.util.tensor_util import make_ndarray
-
-    if value.metadata.plugin_data.plugin_name not in ('scalars', '') or value.tensor.dtype not in (1, 2, 3, 9): return None  # float, double, int32, int64
-    array = make_ndarray(value.tensor)
-    return float(array.reshape(())) if array.size == 1 else None
 
 
 def read_tensorboard(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..training.streams import LineStream
 from .rungs import Standing
 
 # %% auto #0
@@ -29,30 +29,17 @@ class MetricsReader:
         self,
         path: str | Path,  # metrics.jsonl; need not be there yet
     ) -> None:
-        self.path, self.offset, self._file = Path(path), 0, 0
+        self._stream = LineStream(path)
         self.rows: dict[int, dict[str, float]] = {}  # step -> metrics, merged
         self.last_time: dict[int, float] = {}  # step -> seconds since 1970
 
     def read(self) -> list[dict[str, Any]]:  # new lines, as written
-        "Take in what was added since the last call"
-        try: f = open(self.path, 'rb')
-        except FileNotFoundError: return []
-        with f:
-            about = os.fstat(f.fileno())
-            if about.st_ino != self._file or about.st_size < self.offset:  # a resumed trainer replaced the file by a shorter one
-                self.offset, self._file = 0, about.st_ino
-                self.rows.clear()
-                self.last_time.clear()
-            f.seek(self.offset)
-            raw = f.read()
-        whole = raw[:raw.rfind(b'\n') + 1]
-        self.offset += len(whole)
-        fresh = []
-        for line in whole.splitlines():
-            try: row = json.loads(line)
-            except ValueError: continue  # torn by a killed trainer; the step is written again after the restart
-            if not isinstance(row, dict) or 'step' not in row: continue
-            fresh.append(row)
+        "Take in what was added since the last call, and let go what a resumed trainer took back"
+        void, fresh = self._stream.read()
+        if void is not None:
+            self.rows = {s: m for s, m in self.rows.items() if s < void}
+            self.last_time = {s: t for s, t in self.last_time.items() if s < void}
+        for row in fresh:
             step = int(row['step'])
             numbers = {k: float(v) for k, v in row.items() if k not in ('step', 'time') and isinstance(v, (int, float)) and not isinstance(v, bool)}
             self.rows.setdefault(step, {}).update(numbers)
