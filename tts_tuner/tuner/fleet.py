@@ -7,16 +7,20 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/fleet.html.md"""
 # %% ../../nbs/tuner/64c_fleet.ipynb #aec127f0
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from .book import StudyStopped
-from .trainer_wrapper import Ending, TrainerJob, TrainerProcess, ending_of, find_trainer, stop_trainers
+from .lease import Lease, Limits, look_at, pause_before
+from .trainer_wrapper import Ending, Stopping, TrainerJob, TrainerProcess, clear_folder, ending_of, find_processes, stop_trainers
+from .trials import saved_step
 
 # %% auto #0
-__all__ = ['Fleet']
+__all__ = ['Fleet', 'Shift']
 
 # %% ../../nbs/tuner/64c_fleet.ipynb #f777eed9
 @dataclass
@@ -30,6 +34,12 @@ class Fleet:
     poll: float = 0.1  # seconds between looks
     patience: tuple[float, float, float] = (30.0, 10.0, 5.0)  # seconds before a trainer is asked more firmly
     enough: Callable[[str], str] = lambda trial: ''  # why a trial need not or cannot go on; asked between looks
+    orphans: Literal['adopt', 'end'] = 'adopt'  # what becomes of trainers that an earlier tuner left at work; ended ones save themselves and are started anew
+    limits: Limits = Limits()  # how long a trainer may keep still
+    waits: tuple[float, float] = (1.0, 60.0)  # seconds before the first restart without progress, and at most
+    glance: float = 0.5  # seconds between looks at signs of life
+    clock: Callable[[], float] = time.monotonic
+    tries: dict[str, tuple[int, int]] = field(default_factory=dict)  # by trial: deaths in a row without progress, step saved at the last
 
     def run(
         self,
@@ -37,39 +47,26 @@ class Fleet:
         target: int,  # step all of them are to reach
     ) -> dict[str, Ending]:  # by trial
         "Bring all jobs to `target`; StudyStopped or OutOfTime when they had to end early"
-        endings: dict[str, Ending] = {}
-        working: dict[str, TrainerProcess] = {}
-        waiting: list[TrainerJob] = []
-        for job in jobs:
-            found = find_trainer(job.run_dir)
-            ended = ending_of(job.run_dir, target, None)
-            if found: working[job.trial] = TrainerProcess(job, self.trainer, adopt=found)
-            elif ended.verdict == 'done': endings[job.trial] = ended
-            else: waiting.append(job)
+        shift = Shift(self, target)
+        shift.take(jobs)
         try:
-            while working or waiting:
-                while waiting and len(working) < len(self.environments): self._start(waiting.pop(0), working)
-                self.tick(working)
-                over = {n: why for n in working if (why := self.enough(n))}
-                stop_trainers([working[n] for n in over], self.patience)
+            while shift.working or shift.waiting:
+                shift.start()
+                self.tick(shift.working)
+                shift.watch()
                 if self.stop(): raise StudyStopped('The study was stopped; every trial is saved, and the same command goes on from here.')
                 time.sleep(self.poll)
-                for process in [p for p in working.values() if not p.alive()]:
-                    del working[process.job.trial]
-                    ended = ending_of(process.job.run_dir, target, process.exit_code)
-                    if process.job.trial in over: ended = Ending('ended', ended.step, over[process.job.trial])
-                    again = ended.verdict == 'died' and (process.adopted or self.restart(process.job, ended))
-                    if again: waiting.insert(0, process.job)
-                    else: endings[process.job.trial] = ended
-        finally: self._end(working)
-        self.tick(working)
-        return endings
+                shift.look()
+        finally: self._end(shift.working)
+        self.tick(shift.working)
+        return shift.endings
 
-    def _start(self, job: TrainerJob, working: dict[str, TrainerProcess]) -> None:
-        "Start a trainer on a free share of the machine"
-        taken = [p.job.environment for p in working.values()]
-        free = next((e for e in self.environments if e not in taken), self.environments[len(working) % len(self.environments)])
-        working[job.trial] = TrainerProcess(replace(job, environment=free), self.trainer)
+    def wait_for(self, job: TrainerJob) -> float:
+        "Seconds to wait before a job whose trainer died is started again"
+        saved, (count, before) = saved_step(job.run_dir), self.tries.get(job.trial, (0, 0))
+        count = 1 if saved > before else count + 1
+        self.tries[job.trial] = count, saved
+        return pause_before(count, self.waits)
 
     def _end(self, working: dict[str, TrainerProcess]) -> None:
         "No trainer outlives a tuner that still can stop it"
@@ -77,3 +74,77 @@ class Fleet:
         try: stop_trainers(left, self.patience)
         except KeyboardInterrupt:  # somebody is in a hurry
             for p in left: p.signal(signal.SIGKILL)
+
+# %% ../../nbs/tuner/64c_fleet.ipynb #88983a75
+class Shift:
+    "The jobs of one call of `Fleet.run`, on their way to one step"
+
+    def __init__(self, fleet: Fleet, target: int) -> None:
+        self.fleet, self.target = fleet, target
+        self.endings: dict[str, Ending] = {}
+        self.working: dict[str, TrainerProcess] = {}
+        self.waiting: list[tuple[float, TrainerJob]] = []  # not to be started before that time
+        self.leases: dict[str, Lease] = {}
+        self.stopping: dict[str, tuple[Literal['over', 'hangs', 'orphan'], str, Stopping]] = {}  # why, in a word and in words
+        self._glanced = -math.inf
+
+    def take(self, jobs: Sequence[TrainerJob]) -> None:
+        "Sort jobs: at work already, done already, to be done"
+        at_work = {folder: found[0] for root in {j.run_dir.parents[1] for j in jobs} for folder, found in find_processes(root).items()}
+        for job in jobs:
+            found = at_work.get(job.run_dir.resolve())
+            ended = ending_of(job.run_dir, self.target, None)
+            if found:
+                self._begin(TrainerProcess(job, self.fleet.trainer, adopt=found))
+                if self.fleet.orphans == 'end': self._ask(job.trial, 'orphan', 'it was left by an earlier tuner')
+            elif ended.verdict == 'done': self.endings[job.trial] = ended
+            else: self.waiting.append((-math.inf, job))
+
+    def _begin(self, process: TrainerProcess) -> None:
+        self.working[process.job.trial] = process
+        self.leases[process.job.trial] = Lease(look_at(process.job.run_dir), self.fleet.clock(), self.fleet.limits)
+
+    def _ask(self, trial: str, word: Literal['over', 'hangs', 'orphan'], why: str) -> None:
+        self.stopping[trial] = word, why, Stopping(self.working[trial], self.fleet.patience, self.fleet.clock)
+
+    def start(self) -> None:
+        "Start those whose time has come on free shares of the machine"
+        now, shares = self.fleet.clock(), self.fleet.environments
+        for due, job in [w for w in self.waiting if w[0] <= now][:len(shares) - len(self.working)]:
+            self.waiting.remove((due, job))
+            if due > -math.inf: clear_folder(job.run_dir)
+            taken = [p.job.environment.items() for p in self.working.values()]
+            free = next((e for e in shares if not any(e.items() <= t for t in taken)), shares[len(self.working) % len(shares)])
+            self._begin(TrainerProcess(replace(job, environment={**job.environment, **free}), self.fleet.trainer))
+
+    def watch(self) -> None:
+        "Ask those to end that need not go on or hang"
+        glance = self.fleet.clock() - self._glanced >= self.fleet.glance
+        for trial in [n for n in self.working if n not in self.stopping]:
+            if why := self.fleet.enough(trial): self._ask(trial, 'over', why)
+            elif glance and (why := self.leases[trial].renew(look_at(self.working[trial].job.run_dir), self.fleet.clock())): self._ask(trial, 'hangs', why)
+        if glance: self._glanced = self.fleet.clock()
+
+    def look(self) -> None:
+        "What became of those at work?"
+        for trial, (_, _, ladder) in [*self.stopping.items()]:
+            if ladder.step() and ladder.process.alive():
+                said = f'process {ladder.process.pid} cannot be ended; it waits in the kernel for a disk or a device'
+                self._leave(trial, Ending('failed', ending_of(ladder.process.job.run_dir, self.target, None).step, said))
+        for process in [p for p in self.working.values() if not p.alive()]: self._ended(process)
+
+    def _leave(self, trial: str, ended: Ending | None) -> None:
+        del self.working[trial], self.leases[trial]
+        self.stopping.pop(trial, None)
+        if ended: self.endings[trial] = ended
+
+    def _ended(self, process: TrainerProcess) -> None:
+        "Done, failed, or to be started again"
+        job, ended = process.job, ending_of(process.job.run_dir, self.target, process.exit_code)
+        word, why, _ = self.stopping.get(job.trial, ('', '', None))
+        if word == 'over': ended = Ending('ended', ended.step, why)
+        if word == 'hangs' and ended.verdict != 'done': ended = Ending('died', ended.step, why)
+        unseen = word == 'orphan' or (process.adopted and not word)  # nothing that was seen to go wrong here
+        again = ended.verdict == 'died' and (unseen or self.fleet.restart(job, ended))
+        self._leave(job.trial, None if again else ended)
+        if again: self.waiting.insert(0, (self.fleet.clock() + (0 if unseen else self.fleet.wait_for(job)), job))

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from ..config.hparams import format_overrides
 from .trials import has_checkpoint, read_status
 
 # %% auto #0
-__all__ = ['TRAINER', 'TrainerJob', 'train_command', 'count_gpus', 'cpu_quota', 'count_cores', 'worker_environments',
-           'find_trainer', 'TrainerProcess', 'stop_trainers', 'Ending', 'log_tail', 'ending_of']
+__all__ = ['TRAINER', 'LOG_BYTES', 'TrainerJob', 'train_command', 'count_gpus', 'cpu_quota', 'count_cores', 'worker_environments',
+           'find_processes', 'find_trainer', 'clear_folder', 'rotate_log', 'TrainerProcess', 'Stopping',
+           'stop_trainers', 'Ending', 'log_tail', 'ending_of']
 
 # %% ../../nbs/tuner/63_trainer_wrapper.ipynb #50e932e3
 TRAINER: tuple[str, ...] = (sys.executable, '-m', 'tts_tuner.cli', 'train')
@@ -41,7 +42,17 @@ class TrainerJob:
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)  # hyper-parameters that differ from the preset
     until: int | None = None  # pause at this step; None trains to the end
     cache: str = ''  # folder of the feature cache; the trainer's own when empty
+    ranks: int = 1  # processes that train it together, one a GPU
+    launcher: str = 'ranks'  # who starts them: 'ranks', the trainer itself, or 'torchrun'
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)  # added to the tuner's
+
+
+def _launched(job: TrainerJob, trainer: Sequence[str]) -> list[str]:
+    "The trainer's first words where several processes train together: by its own --ranks, or under torchrun"
+    if job.ranks == 1: return [*trainer]
+    if job.launcher == 'ranks': return [*trainer, '--ranks', str(job.ranks)]
+    own = trainer[1:] if Path(trainer[0]).name.startswith('python') else ('--no-python', *trainer)
+    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={job.ranks}', *own]
 
 
 def train_command(
@@ -49,7 +60,7 @@ def train_command(
     trainer: Sequence[str] = TRAINER,  # program and its first words
 ) -> list[str]:  # words of the command
     "The command line of a job; it resumes where a checkpoint is"
-    words = [*trainer, '--corpus', job.corpus, '--run-dir', str(job.run_dir), '--preset', job.preset, '--tracking', 'none']
+    words = [*_launched(job, trainer), '--corpus', job.corpus, '--run-dir', str(job.run_dir), '--preset', job.preset, '--tracking', 'none']
     if job.overrides: words += ['--hparams', format_overrides(job.overrides)]
     if job.cache: words += ['--cache-dir', job.cache]
     if job.until is not None: words += ['--until', str(job.until)]
@@ -97,30 +108,75 @@ def worker_environments(
     workers: int | str,  # how many, or "auto"
     gpus: int,  # GPUs there are
     cores: int,  # cores there are
+    ranks: int = 1,  # processes that train one trial
 ) -> list[dict[str, str]]:  # one environment for each worker
     "What each worker's trainer is told about its share of the machine"
-    n = int(workers) if workers != 'auto' else gpus or cores
-    if gpus: return [{'CUDA_VISIBLE_DEVICES': str(i % gpus)} for i in range(n)]
-    threads = str(max(1, cores // n))
+    n = int(workers) if workers != 'auto' else max(1, (gpus or cores) // ranks)
+    if gpus: return [{'CUDA_VISIBLE_DEVICES': ','.join(str((i * ranks + r) % gpus) for r in range(min(ranks, gpus)))} for i in range(n)]
+    threads = str(max(1, cores // (n * ranks)))
     return [dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), threads) for _ in range(n)]
 
 # %% ../../nbs/tuner/63_trainer_wrapper.ipynb #3f75585d
-def find_trainer(
-    run_dir: str | Path,  # folder of a run
-) -> Any | None:  # psutil.Process, or None
-    "The living trainer of this folder"
+def find_processes(
+    root: str | Path,  # folder of a run, or of a whole study
+) -> dict[Path, list[Any]]:  # by run folder; psutil.Process
+    "All living processes that train in a folder or below it, trainers before what they started"
     import psutil
-    wanted = Path(run_dir).resolve()
+    wanted, found = Path(root).resolve(), dict[Path, list[Any]]()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()
             if '--run-dir' not in words[:-1] or process.pid == os.getpid(): continue
             named = Path(words[words.index('--run-dir') + 1])
             if not named.is_absolute(): named = Path(process.cwd()) / named
-            if named.resolve() == wanted and process.status() != psutil.STATUS_ZOMBIE: return process
-    return None
+            folder = named.resolve()
+            if folder.is_relative_to(wanted) and process.status() != psutil.STATUS_ZOMBIE: found.setdefault(folder, []).append(process)
+    for group in found.values():
+        pids = {p.pid for p in group}
+        group.sort(key=lambda p: _parent(p) in pids)
+    return found
 
-# %% ../../nbs/tuner/63_trainer_wrapper.ipynb #23a36445
+
+def _parent(process: Any) -> int:
+    "Number of the process that started this one; 0 when it has ended meanwhile"
+    import psutil
+    try: return int(process.ppid())
+    except psutil.Error: return 0
+
+
+def find_trainer(
+    run_dir: str | Path,  # folder of a run
+) -> Any | None:  # psutil.Process, or None
+    "The living trainer of this folder"
+    return next(iter(find_processes(run_dir).get(Path(run_dir).resolve(), [])), None)
+
+
+def clear_folder(
+    run_dir: str | Path,  # folder of a run whose trainer has ended
+) -> int:  # how many there were
+    "Kill what a trainer that is dead left running in its folder: ranks, or workers that hold its lock"
+    import psutil
+    left = find_processes(run_dir).get(Path(run_dir).resolve(), [])
+    for process in left:
+        with contextlib.suppress(psutil.Error): process.kill()
+    psutil.wait_procs(left, timeout=5)
+    return len(left)
+
+# %% ../../nbs/tuner/63_trainer_wrapper.ipynb #4c076b10
+LOG_BYTES = 16_000_000  # a train.log larger than this is set aside at the next start
+
+
+def rotate_log(
+    run_dir: str | Path,  # folder of a run without a trainer
+    limit: int = LOG_BYTES,  # bytes
+) -> Path | None:  # where the old one is now; None when it was small enough
+    "Set a large train.log aside under the next free number"
+    log = Path(run_dir) / 'train.log'
+    if not log.exists() or log.stat().st_size <= limit: return None
+    number = 1 + max((int(p.suffix[1:]) for p in log.parent.glob('train.log.*') if p.suffix[1:].isdigit()), default=0)
+    return log.rename(log.with_name(f'train.log.{number}'))
+
+# %% ../../nbs/tuner/63_trainer_wrapper.ipynb #87aa77cd
 class TrainerProcess:
     "A trainer at work: started here, or found at work and adopted"
 
@@ -136,6 +192,7 @@ class TrainerProcess:
     def _start(self, trainer: Sequence[str]) -> subprocess.Popen[bytes]:
         run_dir = Path(self.job.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
+        rotate_log(run_dir)
         command = train_command(self.job, trainer)
         with open(run_dir / 'train.log', 'ab') as log:
             log.write(f'$ {" ".join(command)}\n'.encode())
@@ -150,18 +207,27 @@ class TrainerProcess:
 
     def alive(self) -> bool:
         "Is it still at work?"
-        if self._child: return self._child.poll() is None
+        if self._child: return self._look(self._child) is None
         import psutil
         try: return self._found.is_running() and self._found.status() != psutil.STATUS_ZOMBIE  # type: ignore[union-attr]
         except psutil.NoSuchProcess: return False
 
+    def _look(self, child: subprocess.Popen[bytes]) -> int | None:
+        "Exit status of our child; at the first look after a bad end its group is ended too"
+        if child.returncode is None:
+            with contextlib.suppress(ChildProcessError, ProcessLookupError, PermissionError):
+                end = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if end and end.si_status: os.killpg(child.pid, signal.SIGKILL)
+        return child.poll()
+
     @property
     def exit_code(self) -> int | None:
         "Exit status once it ended; None while it runs, and for an adopted trainer, whose status is not ours to read"
-        return self._child.poll() if self._child else None
+        return self._look(self._child) if self._child else None
 
     def signal(self, number: int) -> None:
-        "Send a signal to the trainer and whatever it started"
+        "Send a signal to the trainer and whatever it started; to nobody when it has ended"
+        if not self.alive(): return
         with contextlib.suppress(ProcessLookupError):
             if os.getpgid(self.pid) == self.pid: os.killpg(self.pid, number)
             else: os.kill(self.pid, number)  # started by hand: its group is somebody's shell
@@ -174,21 +240,42 @@ class TrainerProcess:
             time.sleep(0.02)
         return True
 
-# %% ../../nbs/tuner/63_trainer_wrapper.ipynb #bcd050fc
+# %% ../../nbs/tuner/63_trainer_wrapper.ipynb #2f41da58
+class Stopping:
+    "One trainer on its way down the ladder; ask `step` until it says that this is over"
+
+    def __init__(
+        self,
+        process: TrainerProcess,
+        patience: tuple[float, float, float] = (30.0, 10.0, 5.0),  # seconds for SIGINT, SIGTERM and SIGKILL to work
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.process, self.patience, self.clock = process, patience, clock
+        self.sent, self._until = 0, -math.inf  # signals sent so far, and when the next is due
+
+    @property
+    def killed(self) -> bool: return self.sent == 3
+
+    def step(self) -> bool:
+        "Send the next signal if it is time; has it ended, or can nothing more be done?"
+        if not self.process.alive(): return True
+        if self.clock() < self._until: return False
+        if self.killed: return True
+        number = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[self.sent]
+        self._until, self.sent = self.clock() + self.patience[self.sent], self.sent + 1
+        for n in (number, signal.SIGCONT): self.process.signal(n)
+        return False
+
+
 def stop_trainers(
     trainers: Sequence[TrainerProcess],
     patience: tuple[float, float, float] = (30.0, 10.0, 5.0),  # seconds for SIGINT, SIGTERM and SIGKILL to work
 ) -> list[str]:  # trials that had to be killed
     "Ask all trainers to stop, then insist"
-    killed: list[str] = []
-    for number, seconds in zip((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), patience):
-        left = [t for t in trainers if t.alive()]
-        if not left: break
-        for t in left: t.signal(number)
-        if number == signal.SIGKILL: killed = [t.job.trial for t in left]
-        end = time.monotonic() + seconds
-        for t in left: t.wait(max(0.0, end - time.monotonic()))
-    return killed
+    ladders = [Stopping(t, patience) for t in trainers]
+    left = ladders
+    while left := [s for s in left if not s.step()]: time.sleep(0.02)
+    return [s.process.job.trial for s in ladders if s.killed]
 
 # %% ../../nbs/tuner/63_trainer_wrapper.ipynb #b046b580
 @dataclass(frozen=True)
