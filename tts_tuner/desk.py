@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -34,9 +33,11 @@ HOST = '127.0.0.1'  # nothing here is meant for the network
 def free_port(
     wanted: int,  # 1 to 65535
     tries: int = 50,  # ports looked at, from the wanted one on
+    besides: Sequence[int] = (),  # promised to others, who do not listen yet
 ) -> int:
     "The first port from `wanted` on where nobody listens; TTSTunerError when there is none"
     for port in range(wanted, min(wanted + tries, 65536)):
+        if port in besides: continue
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try: s.bind((HOST, port))
