@@ -20,6 +20,7 @@ from typing import Any
 from ..config.errors import UserError
 from ..config.files import write_atomic
 from ..config.hparams import HParams
+from .heartbeat import Heart
 
 try: import fcntl
 except ImportError:  # Windows: nothing keeps two trainers out of one folder there
@@ -68,6 +69,7 @@ class RunFolder:
         self.checkpoints, self.metrics = self.path / 'checkpoints', self.path / 'metrics.jsonl'
         self.changes = self.path / 'changes.jsonl'  # what the learner altered by itself
         self.saved = 0  # step of the newest checkpoint; what was done after it is done again if this process dies
+        self.heart = Heart(self.path if writes else None)  # beats while it is entered; what is said and written here counts as a deed
         if not writes: return
         try: self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise UserError(f'The run folder {self.path} cannot be made ({e.strerror}); choose another with --run-dir.') from e
@@ -78,6 +80,7 @@ class RunFolder:
         shown: bool = True,  # on the screen too
     ) -> None:
         "A line for the screen and for `train.log`"
+        self.heart.did()
         if not self.writes: return
         if shown: self.console(line)
         with open(self.path / 'train.log', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {line}\n')
@@ -89,6 +92,7 @@ class RunFolder:
         reason: str = '',  # in words
     ) -> dict[str, Any]:
         "Write `status.json`"
+        self.heart.did()
         found = dict(state=state, step=step, saved=self.saved, reason=reason, pid=os.getpid(), time=round(time.time(), 3))
         if self.writes: write_atomic(self.path / 'status.json', json.dumps(found))
         return found

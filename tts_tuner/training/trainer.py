@@ -104,6 +104,7 @@ class Trainer(Attentive):
         while self.step < goal and not self.asked:
             batches = [next(self.stream) for _ in range(hp.accumulate_batches)]
             numbers = self.learner.learn(batches if len(batches) > 1 else batches[0])
+            self.folder.heart.did(self.step)
             frames = self._listen(sum(int(b.mel_lengths.sum()) for b in batches))
             numbers |= dict(frames_per_second=progress.stepped(frames), epoch=self.stream.progress)
             self._queue.append((self.step, numbers))
@@ -322,7 +323,7 @@ def run_training(
         hp, until, odd = _settings_of_all(group, hp, until)
         folder = RunFolder(run_dir, console, writes=group.first)
         run = _Run(folder, group)
-        with folder.alone(), StopRequest() as stop:
+        with folder.alone(), folder.heart, StopRequest() as stop:
             state = _fresh_or_resumed(folder, resume, hp, checkpoint_path) if group.first else None
             folder.saved = run.resumed = state['step'] if state else 0
             folder.status('running', run.resumed)
