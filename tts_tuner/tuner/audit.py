@@ -278,7 +278,7 @@ def verify_lines(
         if a.n > newest: faults.append(Fault('truncated', 0, f'{_range(newest + 1, a.n)} missing at the end; {a.where} knows of it.'))
         elif a.n in by_n and by_n[a.n][1].hash != a.hash:
             faults.append(Fault('rewritten', by_n[a.n][0], f'Line {by_n[a.n][0]}: entry {a.n} is another one than {a.where} noted.'))
-    if head is None and newest > 1: faults.append(Fault('headless', 0, f'{head_name} is missing or damaged: nobody knows whether entries are missing at the end.'))
-    if newest > (head.n if head else 0): notes.append(f'{_range((head.n if head else 0) + 1, newest)} newer than {head_name}; a writer was ended, or is at work.')
+    if head is None and newest > 1: faults.append(Fault('headless', 0, f'{head_name} is missing or damaged: nobody knows whether the tail is.'))
+    if newest > (n := head.n if head else 0): notes.append(f'{_range(n + 1, newest)} newer than {head_name}; a writer was ended, or is at work.')
     if rest: notes.append(f'{len(rest)} bytes at the end are half an entry; a writer was ended there.')
     return Verified(len(placed), by_n[newest][1].hash if newest else '', tuple(faults), tuple(notes))
