@@ -21,10 +21,10 @@ except ImportError:  # Windows has no such lock; one writer a log is safe withou
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['write_atomic', 'append_line', 'sha256_file']
+__all__ = ['write_failure', 'write_atomic', 'append_line', 'sha256_file']
 
 # %% ../../nbs/config/03_files.ipynb #b0bb98a5
-def _write_failure(path: Path, error: OSError) -> TTSTunerError:
+def write_failure(path: Path, error: OSError) -> TTSTunerError:
     "The sentence for a write to `path` that the system refused"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return TTSTunerError(f'No space left to write {path.name} in {path.parent}; free some and start again, nothing was lost.')
@@ -65,7 +65,7 @@ def write_atomic(
     except BaseException as e:
         if temp:
             with contextlib.suppress(FileNotFoundError): os.unlink(temp)
-        if isinstance(e, OSError): raise _write_failure(path, e) from e
+        if isinstance(e, OSError): raise write_failure(path, e) from e
         raise
     return path
 
@@ -91,7 +91,7 @@ def append_line(
             written = f.write(line)
             if written != len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(f.fileno())
-    except OSError as e: raise _write_failure(path, e) from e
+    except OSError as e: raise write_failure(path, e) from e
 
 # %% ../../nbs/config/03_files.ipynb #46ead53f
 def sha256_file(
