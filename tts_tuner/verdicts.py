@@ -8,7 +8,6 @@ Docs: https://tts-tuner.github.io/tts_tuner/verdicts.html.md"""
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +19,10 @@ from .config.settings import EarlyStopping
 from .facts import StudyFacts, TrialFacts
 from .pictures import Line, curves_svg
 from .quality.gates import GateVerdict, monitor_gate, release_gate, sanity_gate
-from .quality.health import HEALTH_PARTS, HEALTH_WEIGHTS, Health, health, with_ratios
+from .quality.health import HEALTH_PARTS, HEALTH_WEIGHTS, Health, health
 from .quality.phases import TrainingPhase, follow_phases
-from .signals.patience import relative_gain
 from .signals.series import Abstention
+from .tuner.debug_reporter import metrics_at
 from .tuner.judge import Answer, judge
 
 # %% auto #0
@@ -105,16 +104,7 @@ def winner_metrics(study: StudyFacts) -> dict[str, float]:  # empty when nothing
     "Numbers of the winner, and those that health is made of"
     w, at = study.winner, study.winning_step
     if w is None or at is None: return {}
-    found = {**study.numbers, **study.outcome}
-    before = max((s for s, _ in w.validations if s < at), default=-1)
-    recent = [row for s, row in w.rows.items() if before < s <= at]
-    for name in ('grad_norm', 'mel_postnet_loss', 'frames_per_second'):
-        if values := [row[name] for row in recent if name in row]: found[name] = float(np.median(values))
-    losses = [row['val_loss'] for s, row in w.validations if s <= at and 'val_loss' in row]
-    gain = relative_gain(losses) if losses else Abstention('no loss')
-    if not isinstance(gain, Abstention): found['relative_gain'] = gain
-    speeds = [row['frames_per_second'] for row in w.rows.values() if math.isfinite(row.get('frames_per_second', math.nan))]
-    return with_ratios(found, float(np.median(speeds)) if speeds else None)
+    return metrics_at({**w.rows, at: {**study.numbers, **study.outcome}}, at)
 
 # %% ../nbs/79a_verdicts.ipynb #018890ff
 NAMES = dict(
