@@ -19,18 +19,21 @@ from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
 from ..config.settings import RunSettings, check_same_study, load_settings, save_settings
 from .book import Book, noted_signals, study_lock
+from .budgets import Account, Ladder, Plan, account, extend, plan_from_cohorts, plan_from_json, plan_to_json
+from .climb import OutOfTime, climb
 from .early_stop import RunWatch, watch_for
 from .fleet import Fleet
 from .opt_engine import OptEngine, Trial
 from .registry import hand_over
-from .rungs import OutOfTime, Standing, climb, cohorts
+from .rungs import Standing
 from .space import describe
 from .tracker import Tracker
 from .trainer_wrapper import TRAINER, Ending, TrainerJob, TrainerProcess, count_cores, count_gpus, worker_environments
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
-__all__ = ['Data', 'prepare_data', 'keep_facts', 'where', 'Study', 'StudyResult', 'run_study', 'replay']
+__all__ = ['Data', 'prepare_data', 'ladder_of', 'keep_facts', 'plan_of', 'account_of', 'where', 'Study', 'StudyResult',
+           'run_study', 'replay']
 
 # %% ../../nbs/tuner/65_loop.ipynb #262bfde8
 @dataclass(frozen=True)
@@ -68,21 +71,61 @@ def prepare_data(
 def _facts(settings: RunSettings, corpus: str, digest: str) -> dict[str, Any]:
     "What study.json knows; UserError when the study was begun with other data"
     path = settings.folder / 'study.json'
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(digest=digest, cohorts=[])
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(digest=digest)
     if known['digest'] != digest:
         raise UserError(f'The corpus in {corpus} has changed since this study was begun; give another --study name for the new data.')
     return known
 
 
+def ladder_of(
+    settings: RunSettings,
+) -> Ladder:
+    "How a study shares out its steps; the sampler bohb brings budgets of its own"
+    o = settings.optimization
+    if not hasattr(o, 'hyperband'): return Ladder(settings.base_hparams().max_steps, settings.rungs)
+    bohb, h = o.sampler == 'bohb', o.hyperband
+    low, high = (o.bohb.min_budget, o.bohb.max_budget) if bohb else (h.min_resource, h.max_resource)
+    return Ladder(settings.base_hparams().max_steps, settings.rungs, 'bohb' if bohb else o.pruner, low, high, h.reduction_factor)
+
+
+def _plan_in(known: dict[str, Any], rule: Ladder) -> Plan | None:
+    "The plan that study.json holds; None before there is one"
+    if 'plan' in known: return plan_from_json(known['plan'])
+    return plan_from_cohorts(known['cohorts'], rule) if known.get('cohorts') else None
+
+
 def keep_facts(
     settings: RunSettings,
     data: Data,
-) -> list[int]:  # sizes of the cohorts
-    "Write study.json: data and cohorts of this study; UserError when it was begun with other data"
-    known = _facts(settings, data.corpus, data.digest)
-    sizes = cohorts(settings.n_trials, settings.rungs.cohort, known['cohorts'])
-    write_atomic(settings.folder / 'study.json', json.dumps(dict(corpus=data.corpus, digest=data.digest, cohorts=sizes)))
-    return sizes
+) -> Plan:  # of this study, extended to the trials that are wanted now
+    "Write study.json: data and plan of this study; UserError when it was begun with other data or another pruner"
+    known, rule = _facts(settings, data.corpus, data.digest), ladder_of(settings)
+    plan = extend(_plan_in(known, rule), settings.n_trials, rule)
+    facts = dict(corpus=data.corpus, digest=data.digest, cohorts=[b.size for b in plan.brackets], plan=plan_to_json(plan))
+    write_atomic(settings.folder / 'study.json', json.dumps(facts))
+    return plan
+
+
+def plan_of(
+    folder: str | Path,  # runs/STUDY
+) -> Plan:
+    "The plan of a study that was begun; UserError when it was not"
+    try: known = json.loads((Path(folder) / 'study.json').read_text())
+    except FileNotFoundError: raise UserError(f'{folder} holds no study that was begun.') from None
+    plan = _plan_in(known, ladder_of(load_settings(Path(folder) / 'config.yaml')))
+    return plan or Plan('rungs', 1)
+
+
+def account_of(
+    folder: str | Path,  # runs/STUDY, also of one at work
+) -> Account:
+    "How the budget of a study was shared out so far, planned against spent"
+    plan, steps = plan_of(folder), {}
+    for path in sorted(Path(folder).glob('t*/g001/metrics.jsonl')):
+        reader = MetricsReader(path)
+        reader.read()
+        steps[path.parents[1].name] = reader.step
+    return account(plan, steps)
 
 # %% ../../nbs/tuner/65_loop.ipynb #ad1b9d16
 def where(
@@ -101,8 +144,8 @@ def where(
 class Study:
     "A study at work: folder, engine, decisions, trainers, tracker, view"
 
-    def __init__(self, settings: RunSettings, data: Data, view: StudyView, trainer: Sequence[str], poll: float, signals: list[int]) -> None:
-        self.settings, self.data, self.view, self.signals = settings, data, view, signals
+    def __init__(self, settings: RunSettings, data: Data, plan: Plan, view: StudyView, trainer: Sequence[str], poll: float, signals: list[int]) -> None:
+        self.settings, self.data, self.plan, self.view, self.signals = settings, data, plan, view, signals
         self.folder, self.max_steps = settings.folder, settings.base_hparams().max_steps
         self.engine = OptEngine(settings, self.folder / 'study.journal')
         self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
@@ -186,6 +229,10 @@ class Study:
             self.tracker.finish(d.subject, dict(fail='FAILED', pruned='KILLED').get(state, 'FINISHED'))
         self._tick({}, now=True)
 
+    def ended(self, standings: Sequence[Standing]) -> None:
+        "Trials that were trained to the end: the engine learns their score before it proposes further ones"
+        for s in standings: self.engine.tell(s.number, 'complete', s.score)
+
     def best_so_far(self) -> list[Standing]:
         "Best validation of every trial that has a checkpoint of it"
         return [best_standing(n, r) for n, r in self.readers.items() if checkpoint_of(self.run_dir(n), 'best')]
@@ -221,7 +268,8 @@ class Study:
 def _row(study: Study, t: Trial, working: bool) -> TrialRow:
     "The row of a trial"
     reader = study.readers[t.name]
-    goal = max(study.goal.get(t.name, study.settings.rungs.steps[0]), reader.step)
+    stages = study.plan.bracket_of(t.name).stages
+    goal = max(study.goal.get(t.name, stages[0].step if stages else study.max_steps), reader.step)
     last = [d for d in study.book.known if d.subject == t.name and d.kind not in ('restart', 'alert')]
     kind = last[-1].kind if last else ''
     if study.book.failure(t.name): state = 'failed'
@@ -230,8 +278,8 @@ def _row(study: Study, t: Trial, working: bool) -> TrialRow:
     pace = reader.seconds_per_step() if working else None
     left = max(0.0, (goal - reader.step) * pace) if pace else None
     passed = sum(d.kind == 'promote' for d in last)
-    return TrialRow(t.name, t.role, describe(study.settings, t.overrides), state, min(passed, len(study.settings.rungs.steps)),
-                    len(study.settings.rungs.steps) + 1, reader.step, goal, seconds_left=left, **last_numbers(reader))
+    return TrialRow(t.name, t.role, describe(study.settings, t.overrides), state, min(passed, len(stages)), len(stages) + 1,
+                    reader.step, goal, seconds_left=left, **last_numbers(reader))
 
 # %% ../../nbs/tuner/65_loop.ipynb #39958749
 @dataclass(frozen=True)
@@ -260,14 +308,14 @@ def run_study(
         config = settings.folder / 'config.yaml'
         if config.exists(): check_same_study(load_settings(config), settings)
         data = prepare(settings, view.say)
-        sizes = keep_facts(settings, data)
+        plan = keep_facts(settings, data)
         save_settings(config, settings)  # not before: a corpus that cannot be read begins no study
         with noted_signals() as signals:
-            study = Study(settings, data, view, trainer, poll, signals)
+            study = Study(settings, data, plan, view, trainer, poll, signals)
             study.tracker.start(settings.study, settings.model_dump(mode='json', exclude={'tracking'}), {'digest': data.digest})
             status = 'KILLED'
             try:
-                final = climb(sizes, settings.rungs, study.max_steps, study.measure, study.record, study.best_so_far)
+                final = climb(plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended)
                 status = 'FINISHED' if final else 'FAILED'
                 if final is None:
                     why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
@@ -300,7 +348,7 @@ def replay(
     for r in readers.values(): r.read()
     taken: list[Decision] = []
     watches: dict[str, RunWatch] = {}
-    last, sizes = settings.base_hparams().max_steps, json.loads((folder / 'study.json').read_text())['cohorts']
+    plan = plan_of(folder)
 
     def measure(names: Sequence[str], step: int, rung: int) -> list[Standing]:
         def look(n: str) -> Standing:
@@ -308,8 +356,10 @@ def replay(
             watch = watches.setdefault(n, watch_for(n, settings))
             taken.extend(watch.see([(s, m) for s, m in reader.validations() if s <= step]))
             if not why and not watch.over and reader.step < step: raise OutOfTime  # the record ends here
-            return where(n, reader, watch, None if step >= last else step, why or watch.failure)
+            return where(n, reader, watch, None if step >= plan.max_steps else step, why or watch.failure)
         return [look(n) for n in names]
 
-    climb(sizes, settings.rungs, last, measure, lambda ds, _: taken.extend(ds), lambda: [best_standing(n, r) for n, r in readers.items()])
+    def record(decisions: list[Decision], rung: int) -> None: taken.extend(d for d in decisions if d not in taken)  # as a book does
+
+    climb(plan, settings.rungs, measure, record, lambda: [best_standing(n, r) for n, r in readers.items()])
     return taken

@@ -8,7 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/rungs.html.md"""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -16,8 +16,7 @@ from ..config.contracts import Decision, Evidence
 from ..config.settings import Rungs
 
 # %% auto #0
-__all__ = ['ALIGNMENT', 'Measure', 'Record', 'Standing', 'promise', 'decide_rung', 'choose_winner', 'OutOfTime', 'cohorts',
-           'climb']
+__all__ = ['ALIGNMENT', 'Standing', 'promise', 'standing_evidence', 'cannot_go_on', 'select', 'decide_rung', 'choose_winner']
 
 # %% ../../nbs/tuner/61_rungs.ipynb #7b4a97a6
 ALIGNMENT = ('alignment_score', 'attention_focus', 'attention_monotonicity', 'attention_coverage')
@@ -53,49 +52,62 @@ class Standing:
     @property
     def diagonality(self) -> float: return self.metrics['alignment_score']
 
+    @property
+    def number(self) -> int:
+        "3 for t003"
+        return int(self.trial[1:])
+
 # %% ../../nbs/tuner/61_rungs.ipynb #79bb8aca
 def promise(s: Standing) -> float:
     "Mean of diagonality and score, in [0, 1]"
     return (s.diagonality + s.score) / 2
 
 
-def _evidence(s: Standing, verdict: str, words: str, **numbers: float) -> Evidence:
+def standing_evidence(
+    s: Standing,  # one that can be compared
+    verdict: str,  # one word or two: "promising", "outranked"
+    words: str,  # a sentence for people
+    **numbers: float,  # what the verdict rests on besides the standing's own metrics
+) -> Evidence:
     "What a standing shows"
     shown = {k: s.metrics[k] for k in (*ALIGNMENT, 'success', 'distance_ratio', 'score') if k in s.metrics}
     return Evidence('alignment', verdict, s.step, 1.0, words, {**shown, 'quality': s.quality, **numbers})
 
 
-def _failed(s: Standing) -> Decision:
+def cannot_go_on(
+    s: Standing,  # one with a problem
+) -> Decision:
+    "The end of a trial that failed; the same words whoever asks"
     evidence = Evidence('trainer', 'failed', s.step, 1.0, s.problem)
     return Decision('stop', s.trial, s.step, f'{s.trial} cannot go on: {s.problem}.', (evidence,))
 
 # %% ../../nbs/tuner/61_rungs.ipynb #7e1e0be1
-def decide_rung(
-    rung: int,  # 0 is the first
-    standings: Sequence[Standing],  # trials that climb together; order does not matter
-    rules: Rungs,  # thresholds and how many are kept
+def select(
+    standings: Sequence[Standing],  # trials that are compared; order does not matter
+    keep: int,  # trials that may go on
+    rules: Rungs | None = None,  # thresholds to be met besides; None where rank and detectors decide alone
 ) -> list[Decision]:  # one for each trial, by trial: promote, prune or stop
-    "Who goes on from this rung"
+    "The best of these go on"
     able = [s for s in standings if not s.problem]
-    keep = rules.keep[rung]
-    ranked = sorted(able, key=lambda s: (-promise(s), -s.quality, s.trial))
+    ranked = sorted(able, key=lambda s: (-promise(s), -s.quality, s.number))
     middle = median(s.quality for s in able) if able else 0.0
-    weak = {s.trial: why for s in able if (why := _weakness(s, middle, rules if rung == 0 else None))}
+    weak = {s.trial: why for s in able if (why := _weakness(s, middle, rules))}
     nobody = bool(able) and len(weak) == len(able)
     going = [s for s in ranked if nobody or s.trial not in weak][:keep]
-    out = [_failed(s) for s in standings if s.problem]
+    out = [cannot_go_on(s) for s in standings if s.problem]
     for place, s in enumerate(ranked, 1):
         numbers = dict(place=place, of=len(able), promise=promise(s), median_quality=middle)
         said = f'promise {promise(s):.3f} (diagonality {s.diagonality:.2f}, score {s.score:.2f}), place {place} of {len(able)}'
         if s in going:
             note = ' although nobody meets the thresholds yet' if nobody else ''
-            out.append(Decision('promote', s.trial, s.step, f'{s.trial} goes on{note}: {said}.', (_evidence(s, 'promising', said, **numbers),)))
+            out.append(Decision('promote', s.trial, s.step, f'{s.trial} goes on{note}: {said}.', (standing_evidence(s, 'promising', said, **numbers),)))
         elif s.trial in weak:
-            seen = (_evidence(s, 'not aligning', weak[s.trial], **numbers), *s.doubts)
+            seen = (standing_evidence(s, 'not aligning', weak[s.trial], **numbers), *s.doubts)
             out.append(Decision('prune', s.trial, s.step, f'{s.trial} is given up: {weak[s.trial]}.', seen))
         else:
-            out.append(Decision('prune', s.trial, s.step, f'{s.trial} is given up: {said}, and {keep} go on.', (_evidence(s, 'outranked', said, **numbers),)))
-    return sorted(out, key=lambda d: d.subject)
+            out.append(Decision('prune', s.trial, s.step, f'{s.trial} is given up: {said}, and {keep} go on.',
+                                (standing_evidence(s, 'outranked', said, **numbers),)))
+    return sorted(out, key=lambda d: int(d.subject[1:]))
 
 
 def _weakness(s: Standing, middle: float, rules: Rungs | None) -> str:
@@ -107,13 +119,22 @@ def _weakness(s: Standing, middle: float, rules: Rungs | None) -> str:
         return f'quality {s.quality:.3f} is below {rules.min_quality_ratio:.2g} of the median, {middle:.3f}'
     return ''
 
+
+def decide_rung(
+    rung: int,  # 0 is the first
+    standings: Sequence[Standing],  # trials that climb together; order does not matter
+    rules: Rungs,  # thresholds and how many are kept
+) -> list[Decision]:  # one for each trial, by trial: promote, prune or stop
+    "Who goes on from this rung of the usual ladder"
+    return select(standings, rules.keep[rung], rules if rung == 0 else None)
+
 # %% ../../nbs/tuner/61_rungs.ipynb #04b257e7
 def choose_winner(
     standings: Sequence[Standing],  # best validation of each candidate
     rules: Rungs,
 ) -> list[Decision]:  # "final" for the winner first, "stop" for the others; empty when nobody has a validation
     "Who wins, by score, and by alignment among equals"
-    able = sorted((s for s in standings if not s.problem), key=lambda s: s.trial)
+    able = sorted((s for s in standings if not s.problem), key=lambda s: s.number)
     if not able: return []
     top = max(s.score for s in able)
     equals = [s for s in able if s.score >= top - rules.tie]
@@ -125,62 +146,9 @@ def choose_winner(
     silent = f'; it does not speak yet: {why}' if winner.score <= 0 else ''
     verdict = 'best' if winner.score > 0 else 'best of what does not speak'
     reason = f'{winner.trial} wins: {said}{others}{silent}.'
-    out = [Decision('final', winner.trial, winner.step, reason, (_evidence(winner, verdict, said, score=winner.score),))]
+    out = [Decision('final', winner.trial, winner.step, reason, (standing_evidence(winner, verdict, said, score=winner.score),))]
     for s in able:
         if s is winner: continue
         said = f'score {s.score:.3f}, diagonality {s.diagonality:.2f} at step {s.step}'
-        out.append(Decision('stop', s.trial, s.step, f'{s.trial} does not win: {said}.', (_evidence(s, 'not the best', said, score=s.score),)))
+        out.append(Decision('stop', s.trial, s.step, f'{s.trial} does not win: {said}.', (standing_evidence(s, 'not the best', said, score=s.score),)))
     return out
-
-# %% ../../nbs/tuner/61_rungs.ipynb #7825a4df
-class OutOfTime(Exception):
-    "Raised by `measure` when no further work may be done"
-
-
-Measure = Callable[[Sequence[str], int, int], list[Standing]]  # (trials, step, rung) -> where they stand
-Record = Callable[[list[Decision], int], None]  # (decisions, rung)
-
-
-def cohorts(
-    n: int,  # trials
-    size: int,  # trials that climb together
-    begun: Sequence[int] = (),  # sizes of the cohorts of an earlier start; they stay as they are
-) -> list[int]:  # size of each cohort, in order
-    "How trials are grouped; a last trial does not climb alone"
-    left = n - sum(begun)
-    more = [min(size, left - i) for i in range(0, max(left, 0), size)]
-    if len(more) > 1 and more[-1] == 1: more[-2:] = [more[-2] + 1]
-    return [*begun, *more]
-
-
-def climb(
-    sizes: Sequence[int],  # of the cohorts
-    rules: Rungs,
-    max_steps: int,  # the last rung
-    measure: Measure,  # brings trials to a step and says where they stand; may raise OutOfTime
-    record: Record,  # takes the decisions of a rung
-    best_so_far: Callable[[], list[Standing]],  # best validation of every trial that has one
-) -> Decision | None:  # the final decision; None when no trial has a validation
-    "Run a study from first trial to winner"
-    try:
-        pool: list[Standing] = []
-        for k, size in enumerate(sizes):
-            going = [f't{i:03}' for i in range(sum(sizes[:k]), sum(sizes[:k]) + size)]
-            for rung, step in enumerate(rules.steps):
-                if not going: break
-                stands = measure(going, step, rung)
-                decisions = decide_rung(rung, stands, rules)
-                record(decisions, rung)
-                going = [d.subject for d in decisions if d.kind == 'promote']
-            else: pool += [s for s in stands if s.trial in going]
-        last = len(rules.steps)
-        if len(pool) > rules.keep[-1]:
-            decisions = decide_rung(last - 1, pool, rules)
-            record([d for d in decisions if d.kind != 'promote'], last)
-            pool = [s for s in pool if any(d.subject == s.trial and d.kind == 'promote' for d in decisions)]
-        ends = measure([s.trial for s in pool], max_steps, last) if pool else []
-        record([_failed(s) for s in ends if s.failure], last + 1)
-    except OutOfTime: ends = []
-    decisions = choose_winner([s for s in ends if not s.failure] or best_so_far(), rules)
-    record(decisions, len(rules.steps) + 1)
-    return decisions[0] if decisions else None
