@@ -3,7 +3,9 @@
 Run as `python fake_trainer.py --run-dir DIR --hparams ... [--until N] [--resume]`. Behaviour on demand, by environment:
 FAKE_PACE seconds a step; FAKE_CRASH "t002@25": kill oneself once at that step; FAKE_NAN "t003@30": end as failed there;
 FAKE_EXPLODE "t001@60": a held-out loss that grows threefold a validation from there on;
-FAKE_FULL "t000@50": once, find the disk full when that step is to be saved, its numbers being written already; FAKE_DEAF "1": do not answer SIGINT and SIGTERM."""
+FAKE_FULL "t000@50": once, find the disk full when that step is to be saved, its numbers being written already; FAKE_DEAF "1": do not answer SIGINT and SIGTERM;
+FAKE_HANG "t000@30": once, do nothing any more from there on, deaf, while the heart beats on; FAKE_FREEZE "t000@30": once, stop oneself as `kill -STOP` does;
+FAKE_BEAT seconds between beats; FAKE_CLOCK "7200": from step 30 on the clock is so many seconds behind."""
 import argparse
 import json
 import math
@@ -12,6 +14,8 @@ import pathlib
 import signal
 import sys
 import time
+
+from tts_tuner.training.heartbeat import Heart
 
 
 def write(path: pathlib.Path, text: str) -> None:
@@ -30,12 +34,16 @@ def main() -> int:
     folder, end = pathlib.Path(a.run_dir), int(h.get('max_steps', 1000))
     trial, until = folder.parent.name, a.until or end
     pace = float(os.environ.get('FAKE_PACE', 0))
-    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN', 'FULL', 'EXPLODE')}
+    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN', 'FULL', 'EXPLODE', 'HANG', 'FREEZE')}
     (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
     log, last, marker = folder / 'metrics.jsonl', folder / 'checkpoints' / 'last.pt', folder / 'crashed'
 
+    heart, behind = Heart(folder, float(os.environ.get('FAKE_BEAT', 2))), float(os.environ.get('FAKE_CLOCK', 0))
+
+    def now() -> float: return time.time() - (behind if heart.step >= 30 else 0)
+
     def status(state: str, step: int, reason: str = '') -> None:
-        write(folder / 'status.json', json.dumps(dict(state=state, step=step, reason=reason, pid=os.getpid(), time=time.time())))
+        write(folder / 'status.json', json.dumps(dict(state=state, step=step, reason=reason, pid=os.getpid(), time=now())))
 
     def checkpoint(step: int) -> None: write(last, str(step))
 
@@ -50,19 +58,25 @@ def main() -> int:
     if float(h.get('guided_attention_weight', 5)) == 0: rate = 1e-4
     best = -1.0
     status('running', start)
-    with open(log, 'a', buffering=1) as f:
+    with heart, open(log, 'a', buffering=1) as f:
         for step in range(start + 1, until + 1):
             if pace: time.sleep(pace)
-            row = dict(step=step, time=time.time(), train_loss=3 / step)
+            row = dict(step=step, time=now(), train_loss=3 / step)
             if step % 20 == 0 or step == until:
                 level = 1 - math.exp(-rate * step)
                 row |= dict(alignment_score=level, attention_focus=level, attention_monotonicity=level, attention_coverage=level,
                             success=level, distance_ratio=1 - 0.6 * level, score=0.6 * level**2, val_loss=2 - level)
                 if fate['EXPLODE'][0] == trial and step >= int(fate['EXPLODE'][1]): row['val_loss'] = 2 * 3 ** (1 + (step - int(fate['EXPLODE'][1])) // 20)
             f.write(json.dumps(row) + '\n')
+            heart.did(step)
+            for kind in ('HANG', 'FREEZE'):
+                if fate[kind] == (trial, str(step)) and not marker.exists():
+                    marker.touch()
+                    if kind == 'FREEZE': os.kill(os.getpid(), signal.SIGSTOP)
+                    while kind == 'HANG': time.sleep(1)
             if fate['FULL'] == (trial, str(step)) and not marker.exists():
                 marker.touch()
-                write(folder / 'status.json', json.dumps(dict(state='failed', step=step, saved=start, reason='No space left.', pid=os.getpid(), time=time.time())))
+                write(folder / 'status.json', json.dumps(dict(state='failed', step=step, saved=start, reason='No space left.', pid=os.getpid(), time=now())))
                 return 1
             if 'score' in row:
                 checkpoint(step)

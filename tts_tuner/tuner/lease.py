@@ -41,7 +41,7 @@ def look_at(
     if beat is None or not beat.lives(): return Signs(None, tuple(files), 0)
     return Signs((beat.pid, beat.number), (*files, beat.pid, beat.deeds), beat.step)
 
-# %% ../../nbs/tuner/63a_lease.ipynb #4f11711d
+# %% ../../nbs/tuner/63a_lease.ipynb #97e2c82c
 @dataclass(frozen=True)
 class Limits:
     "How long a trainer may keep still, in seconds; infinity turns a limit off"
@@ -71,8 +71,8 @@ class Lease:
         self._signs, self._seen = signs, now
         worked = signs.deeds != before.deeds
         self.quiet = 0.0 if worked or signs.beat != before.beat else self.quiet + passed
-        if not worked: self.idle += passed
-        else:
+        self.idle += passed
+        if worked:
             if self._steps: self.longest = max(self.longest, self.idle)
             self._steps |= signs.step != before.step if signs.beat else signs.deeds[:2] != before.deeds[:2]
             self.idle = 0.0
