@@ -1,4 +1,4 @@
-"""One YAML file says what is tuned, for how long and where it is written; misspelt keys are answered with the right name
+"""Defaults, then a YAML file, then words, then flags: later ones win, and each value can say where it came from
 
 Docs: https://tts-tuner.github.io/tts_tuner/config/settings.html.md"""
 
@@ -7,288 +7,28 @@ Docs: https://tts-tuner.github.io/tts_tuner/config/settings.html.md"""
 # %% ../../nbs/config/05_settings.ipynb #783c6a86
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
+from .blocks import EarlyStopping, Optimization, Rungs, parse_duration
+from .dimension import Dimension, Scalar, Strict, default_space
 from .errors import UserError, nearest
 from .files import write_atomic
-from .hparams import PRESETS, HParams, create_hparams, hparam_fields, parse_overrides
+from .hparams import PRESETS, parse_overrides
+from .run_settings import RunSettings, check_settings, expand, leaves, named_space, put, reference_paths
+from .surroundings import Tracking
 
 # %% auto #0
-__all__ = ['Scalar', 'SMALL_SPACE', 'FULL_SPACE', 'RUNG_SHARES', 'parse_duration', 'Strict', 'Dimension', 'default_space',
-           'Rungs', 'EarlyStopping', 'Optimization', 'Tracking', 'RunSettings', 'check_settings', 'load_settings',
-           'settings_to_yaml', 'save_settings', 'check_same_study']
+__all__ = ['read_yaml', 'Layer', 'Word', 'read_word', 'Traced', 'trace_settings', 'load_settings', 'plain_values', 'flat_values',
+           'by_short_name', 'settings_to_yaml', 'save_settings', 'check_same_study', 'RunSettings', 'check_settings',
+           'EarlyStopping', 'Optimization', 'Rungs', 'Tracking', 'Dimension', 'Scalar', 'Strict', 'default_space',
+           'parse_duration']
 
-# %% ../../nbs/config/05_settings.ipynb #44582bc3
-_UNITS = dict(s=1, m=60, h=3600, d=86400)
-
-
-def parse_duration(
-    text: str | float,  # "24h", "1h30m", "90s", "2D"; a bare number counts seconds
-) -> float:  # seconds
-    "Read a length of time; ValueError when it is not one or is not positive"
-    word = str(text).strip().lower().replace(' ', '')
-    if re.fullmatch(r'\d+(\.\d+)?', word): seconds = float(word)
-    elif re.fullmatch(r'(\d+(\.\d+)?[dhms])+', word): seconds = sum(float(n) * _UNITS[u] for n, u in re.findall(r'([\d.]+)([dhms])', word))
-    else: raise ValueError(f'"{text}" is not a length of time; write it as 24h, 90m or 1h30m')
-    if seconds <= 0: raise ValueError('a study needs more than no time at all')
-    return seconds
-
-# %% ../../nbs/config/05_settings.ipynb #c165f401
-class Strict(BaseModel):
-    "A block of settings that refuses unknown keys and is not changed after it was checked"
-    model_config = ConfigDict(extra='forbid', frozen=True, validate_default=True)
-
-
-Scalar = bool | int | float | str | None
-
-
-class Dimension(Strict):
-    "What values a searched hyper-parameter may take"
-    type: Literal['loguniform', 'uniform', 'int', 'choice'] = Field(description='how values are drawn')
-    low: float | None = Field(default=None, description='smallest value')
-    high: float | None = Field(default=None, description='largest value')
-    choices: tuple[Scalar, ...] | None = Field(default=None, description='the values of a choice; null is one of them if you write it')
-    default: Scalar = Field(default=None, description='known good value; the preset has its own if this is left out')
-
-    @model_validator(mode='after')
-    def _complete(self) -> Dimension:
-        if self.type == 'choice':
-            if not self.choices: raise ValueError('a choice needs choices: [a, b, ...]')
-            if self.low is not None or self.high is not None: raise ValueError('a choice has choices, no low and high')
-            if len(set(map(repr, self.choices))) < len(self.choices): raise ValueError('the same choice is listed twice')
-            if self.default is not None and self.default not in self.choices: raise ValueError(f'default {self.default!r} is not among the choices')
-            return self
-        if self.choices is not None: raise ValueError(f'choices belong to type choice, not to {self.type}')
-        if self.low is None or self.high is None: raise ValueError(f'{self.type} needs low and high')
-        if not self.low < self.high: raise ValueError(f'low {self.low:g} must be smaller than high {self.high:g}')
-        if self.type == 'loguniform' and self.low <= 0: raise ValueError('loguniform needs low above 0')
-        if self.type == 'int' and (self.low % 1 or self.high % 1): raise ValueError('int needs whole numbers as low and high')
-        if self.default is not None and not self.contains(self.default): raise ValueError(f'default {self.default!r} does not lie between low and high')
-        return self
-
-    def contains(self, value: Any) -> bool:
-        "Can this dimension take `value`?"
-        if self.type == 'choice': return any(type(value) is type(c) and value == c for c in self.choices or ()) or value in (self.choices or ())
-        if isinstance(value, (bool, str)) or value is None or self.low is None or self.high is None: return False
-        return self.low <= value <= self.high and (self.type != 'int' or float(value).is_integer())
-
-# %% ../../nbs/config/05_settings.ipynb #521dd655
-SMALL_SPACE: dict[str, dict[str, Any]] = {
-    'learning_rate': dict(type='loguniform', low=2e-3, high=2e-2),
-    'attention': dict(type='choice', choices=['forward', 'location']),
-    'guided_attention_weight': dict(type='loguniform', low=1.0, high=20.0),
-    'guided_attention_decay_steps': dict(type='int', low=100, high=400),
-    'prenet_dropout': dict(type='uniform', low=0.2, high=0.5),
-}
-FULL_SPACE: dict[str, dict[str, Any]] = {
-    'learning_rate': dict(type='loguniform', low=1e-5, high=1e-2),
-    'weight_decay': dict(type='loguniform', low=1e-8, high=1e-3),
-    'encoder_embedding_dim': dict(type='choice', choices=[256, 512]),
-    'decoder_rnn_dim': dict(type='choice', choices=[768, 1024]),
-    'dropout_decoder': dict(type='uniform', low=0.0, high=0.5),
-    'batch_size': dict(type='choice', choices=[24, 32, 48]),
-    'grad_clip_thresh': dict(type='uniform', low=0.5, high=1.5),
-}
-
-
-def default_space(
-    preset: str,  # name of a preset
-) -> dict[str, Dimension]:
-    "Search space of a preset for which none is given"
-    return {k: Dimension(**v) for k, v in (SMALL_SPACE if preset == 'small' else FULL_SPACE).items()}
-
-# %% ../../nbs/config/05_settings.ipynb #06424c17
-RUNG_SHARES = (0.04, 1 / 3)  # usual places of the rungs, as shares of max_steps
-
-
-class Rungs(Strict):
-    "When trials are compared, and how many are kept"
-    steps: tuple[int, ...] = Field(default=(), description='steps at which trials are compared, before max_steps; none given: 4 % and a third of it')
-    keep: tuple[int, ...] = Field(default=(4, 2), description='trials kept at each of them; even numbers leave no core of two idle')
-    cohort: int = Field(default=8, ge=2, description='trials that climb together; the next ones are proposed with knowledge of these')
-    min_diagonality: float = Field(default=0.25, ge=0, le=1, description='first rung: less is given up')
-    min_quality_ratio: float = Field(default=1 / 3, ge=0, le=1, description='first rung: a smaller share of the median quality is given up')
-    tie: float = Field(default=0.005, ge=0, le=1, description='scores this close are equal; alignment decides between them')
-
-    @model_validator(mode='after')
-    def _ordered(self) -> Rungs:
-        if not self.keep: raise ValueError('there must be at least one rung before the last')
-        if len(self.keep) != (len(self.steps) or len(RUNG_SHARES)): raise ValueError('steps and keep need the same number of entries')
-        if any(b <= a for a, b in zip((0, *self.steps), self.steps)): raise ValueError('steps must rise, from above 0')
-        if any(k < 1 for k in self.keep): raise ValueError('each rung must keep at least one trial')
-        return self
-
-    def placed(
-        self,
-        max_steps: int,  # length of a whole run
-    ) -> Rungs:  # with steps of its own
-        "These rungs, at their usual places when none were given"
-        return self if self.steps else self.model_copy(update=dict(steps=tuple(math.ceil(share * max_steps) for share in RUNG_SHARES)))
-
-
-class EarlyStopping(Strict):
-    "When a run is ended, or given up, by what its validations show"
-    enabled: bool = Field(default=True, description='false lets each run go to its end')
-    diverging: bool = Field(default=True, description='give up a run whose held-out loss explodes')
-    will_it_align: bool = Field(default=True, description='give up at a rung, from a third of the run on, what will not speak')
-    never_stops: bool = Field(default=True, description='warn of a stop gate that has not learnt its part')
-    level: Literal[1, 2, 3] = Field(default=1, description='who may end a run that gains nothing: 1 patience, 2 attention and statistics, 3 the weighted vote')
-    adaptive_patience: bool = Field(default=True, description='patience as fitted to recorded runs; false takes the plain rule')
-    statistics: bool = Field(default=True, description='may the trend of the score vote?')
-    bayesian: bool = Field(default=True, description='may the forecaster vote?')
-    attention_monitoring: bool = Field(default=True, description='may attention vote?')
-
-
-class Optimization(Strict):
-    "How settings are proposed"
-    sampler: Literal['tpe', 'random'] = Field(default='tpe', description='tree-structured Parzen estimator, or chance')
-    n_startup_trials: int | None = Field(default=None, ge=0, description='trials drawn by chance first; 15, or 4 for the small preset')
-    consider_magic_clip: bool = Field(default=True, description='kernels no narrower than their neighbourhood; always on')
-
-    @field_validator('consider_magic_clip')
-    @classmethod
-    def _always(cls, value: bool) -> bool:
-        if not value: raise ValueError('cannot be switched off: the sampler always clips its kernels')
-        return value
-
-
-class Tracking(Strict):
-    "Where results are recorded besides the run folder"
-    enabled: bool = Field(default=True, description='false keeps everything in the run folder only')
-    uri: str = Field(default='sqlite:///mlflow.db', description='MLflow tracking store, a file by default or http://localhost:5000')
-    experiment: str = Field(default='tacotron2_autotuning', description='MLflow experiment')
-    model_name: str = Field(default='tts_tuner', pattern=r'^[^/:]+$', description='name of the registered model')
-
-# %% ../../nbs/config/05_settings.ipynb #daa49a43
-class RunSettings(Strict):
-    "Everything `tts-tune run` depends on"
-    study: str = Field(default='voice', pattern=r'^[\w][\w.-]*$', description='name; the study lives in RUNS/STUDY and is continued when it exists')
-    runs: str = Field(default='runs', description='folder of all studies')
-    corpus: str | None = Field(default=None, description='folder with metadata.csv and wavs; null makes the demonstration corpus')
-    data: str = Field(default='data', description='folder of the demonstration corpus and the feature cache')
-    preset: str = Field(default='small', description='base of the hyper-parameters')
-    hparams: dict[str, Scalar] = Field(default_factory=dict, description='hyper-parameters fixed for every trial')
-    search_space: dict[str, Dimension] | None = Field(default=None, description="hyper-parameters that are searched; null takes the preset's own space")
-    recipe_first: bool = Field(default=True, description='the first trial is the preset itself, known to be good')
-    failure_example: bool = Field(default=True, description='one trial without guided attention shows what failure looks like')
-    trials: int = Field(default=6, ge=1, description='trials wanted')
-    max_trials: int = Field(default=100, ge=1, description='never more than these')
-    timeout: str = Field(default='24h', description='no new work after so long: 24h, 90m, 1h30m')
-    rungs: Rungs = Rungs()
-    early_stopping: EarlyStopping = EarlyStopping()
-    optimization: Optimization = Optimization()
-    workers: int | Literal['auto'] = Field(default='auto', description='trials side by side; auto is one for each GPU, or else for each core')
-    restarts: int = Field(default=1, ge=0, description='times a trainer that died unexpectedly is started again')
-    seed: int = Field(default=42, ge=0, description='seed of proposals and of every trial')
-    tracking: Tracking = Tracking()
-    auto_deploy_best: bool = Field(default=False, description='the winner takes the alias champion when it is no worse than its holder')
-
-    @field_validator('timeout', mode='before')
-    @classmethod
-    def _time(cls, value: Any) -> str:
-        parse_duration(value)
-        return str(value)
-
-    @field_validator('workers')
-    @classmethod
-    def _some(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1: raise ValueError('at least one trial must run at a time')
-        return value
-
-    @model_validator(mode='after')
-    def _consistent(self) -> RunSettings:
-        if self.preset not in PRESETS: raise UserError(f'preset: there is no preset "{self.preset}"; there are {", ".join(PRESETS)}.')
-        for name in self.hparams:
-            if name not in hparam_fields(): raise UserError(f'hparams.{name}: there is no such hyper-parameter.{nearest(name, hparam_fields())}')
-        try: hp = self.base_hparams()
-        except UserError as e: raise UserError(f'hparams: {e}') from None
-        for name, dim in self.space().items(): _check_dimension(name, dim, self)
-        object.__setattr__(self, 'rungs', self.rungs.placed(hp.max_steps))
-        if self.rungs.steps[-1] >= hp.max_steps:
-            raise UserError(f'rungs.steps: the last, {self.rungs.steps[-1]}, must lie before max_steps={hp.max_steps}; give smaller ones or a longer run.')
-        return self
-
-    @property
-    def folder(self) -> Path:
-        "RUNS/STUDY"
-        return Path(self.runs) / self.study
-
-    @property
-    def n_trials(self) -> int:
-        "Trials wanted, within the limit"
-        return min(self.trials, self.max_trials)
-
-    @property
-    def timeout_seconds(self) -> float: return parse_duration(self.timeout)
-
-    @property
-    def n_startup_trials(self) -> int:
-        "Trials before proposals count"
-        n = self.optimization.n_startup_trials
-        return n if n is not None else 4 if self.preset == 'small' else 15
-
-    def base_hparams(self) -> HParams:
-        "Hyper-parameters before anything is searched"
-        return create_hparams(self.preset, {'seed': self.seed, **self.hparams})
-
-    def space(self) -> dict[str, Dimension]:
-        "What is searched: given, or the preset's own less what `hparams` fixes"
-        if self.search_space is not None: return self.search_space
-        return {k: v for k, v in default_space(self.preset).items() if k not in self.hparams}
-
-
-def _check_dimension(name: str, dim: Dimension, settings: RunSettings) -> None:
-    "Each value a dimension can take must be one the field can take"
-    path = f'search_space.{name}'
-    if name not in hparam_fields(): raise UserError(f'{path}: there is no hyper-parameter "{name}".{nearest(name, hparam_fields())}')
-    if name in settings.hparams: raise UserError(f'{path}: "{name}" is fixed in hparams as well; keep it in one of the two.')
-    for value in (dim.choices if dim.type == 'choice' else (dim.low, dim.high)) or ():
-        if dim.type == 'int' and isinstance(value, float): value = int(value)
-        try: create_hparams(settings.preset, {**settings.hparams, name: value})
-        except UserError as e: raise UserError(f'{path}: {e}') from None
-
-# %% ../../nbs/config/05_settings.ipynb #13a617a2
-def _keys_at(path: tuple[Any, ...]) -> Iterable[str]:
-    "Keys of the block that `path` leads to"
-    model: Any = RunSettings
-    for part in path:
-        if part == 'search_space': return Dimension.model_fields
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)): return ()
-        model = annotation
-    return model.model_fields
-
-
-def _sentence(error: ValidationError, where: str) -> str:
-    "What is wrong, for people"
-    first, *more = error.errors()
-    path = first['loc']
-    name = '.'.join(str(p) for p in path)
-    if first['type'] == 'extra_forbidden':
-        keys = list(_keys_at(path[:-1]))
-        hint = nearest(str(path[-1]), keys) or f' There are {", ".join(keys)}.'
-        if len(path) == 1 and path[0] in hparam_fields(): hint = f' It is a hyper-parameter: write hparams.{path[0]}.'
-        text = f'there is no setting "{path[-1]}" here.{hint}'
-    else:
-        text = first['msg'].removeprefix('Value error, ').rstrip('.')
-        text = f'{text[:1].lower()}{text[1:]} (given: {first["input"]!r}).' if not isinstance(first['input'], dict) else f'{text}.'
-    return f'{where}{name}: {text}' + (f' And {len(more)} more.' if more else '')
-
-
-def check_settings(
-    values: Mapping[str, Any],  # nested settings
-    where: str = '',  # start of the sentence, e.g. the file's name
-) -> RunSettings:
-    "Typed settings; UserError names the offending key"
-    try: return RunSettings.model_validate(dict(values))
-    except ValidationError as e: raise UserError(_sentence(e, where)) from None
-    except UserError as e: raise UserError(f'{where}{e}') from None
+# %% ../../nbs/config/05_settings.ipynb #30bb982b
+_all_ = ['RunSettings', 'check_settings', 'EarlyStopping', 'Optimization', 'Rungs', 'Tracking', 'Dimension', 'Scalar', 'Strict', 'default_space',
+         'parse_duration']  # one place to import settings from
 
 # %% ../../nbs/config/05_settings.ipynb #961f0ee8
 def _resolved(config: Any, where: str) -> dict[str, Any]:
@@ -305,8 +45,10 @@ def _resolved(config: Any, where: str) -> dict[str, Any]:
     except OmegaConfBaseException as e: raise UserError(f'{where}{str(e).splitlines()[0]}') from None
 
 
-def _read_yaml(path: Path) -> Any:
-    "OmegaConf of a YAML file; UserError for what is not one"
+def read_yaml(
+    path: Path,
+) -> Any:  # OmegaConf, nothing resolved
+    "Key: value lines of a YAML file; UserError for what is not one"
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -320,43 +62,205 @@ def _read_yaml(path: Path) -> Any:
     if not isinstance(config, DictConfig): raise UserError(f'{path} must hold key: value lines.')
     return config
 
-# %% ../../nbs/config/05_settings.ipynb #19f3157c
-def _from_words(words: Iterable[str]) -> Any:
-    "OmegaConf of dotted key=value words"
+
+class Layer(NamedTuple):
+    "What one place says"
+    values: dict[str, Any]  # by blocks
+    written: tuple[str, ...]  # short names that were used
+    environment: Mapping[str, str]  # path -> variable that its value came from
+
+
+def _layer(config: Any, where: str = '', replaced: Iterable[str] = ()) -> Layer:
+    "Layer of an OmegaConf: short names written out, interpolations resolved, references kept"
     from omegaconf import OmegaConf
-    words = list(words)
-    for word in words:
-        if not re.match(r'[\w.]+=', word): raise UserError(f'"{word}" is not key=value; write settings as trials=4 or rungs.steps=[30,90].')
-    try: return OmegaConf.from_dotlist(words)
+    raw, kept = OmegaConf.to_container(config, resolve=False), reference_paths()
+    later, references, environment = set(replaced), {}, {}
+    for written, value in leaves(raw):  # type: ignore[arg-type]
+        [(path, _)] = leaves(expand(_nested(written, value), RunSettings.SHORT))
+        if not (isinstance(value, str) and '${' in value): continue
+        if path in kept: references[path] = value
+        elif found := re.fullmatch(r'\$\{oc\.env:\s*(\w+).*\}', value): environment[path] = found[1]
+        if path in kept or path in later: OmegaConf.update(config, written, None)
+    values = expand(_resolved(config, where), RunSettings.SHORT)
+    for path, value in references.items(): put(values, path, value)
+    return Layer(values, tuple(raw), environment)  # type: ignore[arg-type]
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    put(tree, path, value)
+    return tree
+
+# %% ../../nbs/config/05_settings.ipynb #19f3157c
+_WORD = re.compile(r'(?P<sign>\+{0,2})(?P<key>[\w.]+)=(?P<value>.*)|~(?P<gone>[\w.]+)', re.DOTALL)
+
+
+class Word(NamedTuple):
+    "One word of the command line"
+    text: str
+    sign: str  # "", "+", "++" or "~"
+    layer: Layer
+    path: str  # of the setting
+
+
+def read_word(
+    text: str,  # trials=4, +hparams.batch_size=4 or ~search_space.attention
+) -> Word:
+    "Understand one word; UserError for what is none"
+    from omegaconf import OmegaConf
+    found = _WORD.fullmatch(text)
+    if not found: raise UserError(f'"{text}" is not key=value; write settings as trials=4 or rungs.steps=[30,90], +key=value to add, ~key to take away.')
+    if key := found['gone']:
+        [(path, _)] = leaves(expand(_nested(key, None), RunSettings.SHORT))
+        return Word(text, '~', Layer({}, (key,), {}), path)
+    try: config = OmegaConf.from_dotlist([f'{found["key"]}={found["value"]}'])
     except Exception as e:  # OmegaConf passes on errors of its own grammar, of YAML and of Python here
-        raise UserError(f'{" ".join(words)} cannot be read: {str(e).splitlines()[0]}.') from None
+        raise UserError(f'{text} cannot be read: {str(e).splitlines()[0]}.') from None
+    [(path, _)] = leaves(expand(_nested(found['key'], None), RunSettings.SHORT))
+    return Word(text, found['sign'], _layer(config), path)
+
+# %% ../../nbs/config/05_settings.ipynb #cc291a74
+class Traced(NamedTuple):
+    "Settings, and where each came from"
+    settings: RunSettings
+    origins: dict[str, str]  # path -> "study.yaml", "--trials", ...; what is missing is a default
+
+
+def _has(tree: Any, path: str) -> bool:
+    for part in path.split('.'):
+        if not isinstance(tree, Mapping) or part not in tree: return False
+        tree = tree[part]
+    return True
+
+
+def _stack(values: dict[str, Any], origins: dict[str, str], layer: Mapping[str, Any], origin: str, path: str = '') -> None:
+    "Put a layer on top; whole dimensions and lists replace what was there"
+    for key, value in layer.items():
+        here = f'{path}.{key}' if path else str(key)
+        whole = path == 'search_space' and isinstance(value, Mapping) and 'type' in value
+        if isinstance(value, Mapping) and value and not whole:
+            if not isinstance(values.get(key), dict): values[key] = {}
+            _stack(values[key], origins, value, origin, here)
+            continue
+        values[key] = dict(value) if isinstance(value, Mapping) else value
+        for old in [p for p in origins if p.startswith(here + '.')]: del origins[old]
+        origins[here] = origin
+
+
+def _own_space(values: dict[str, Any], preset: str, fixed: Iterable[str]) -> None:
+    "Write out a search space that is given by name or not at all, so that a word can change it"
+    space = values.get('search_space')
+    if isinstance(space, Mapping): return
+    if isinstance(space, str): values['search_space'] = {k: dict(v) for k, v in named_space(space).items()}
+    elif preset in PRESETS: values['search_space'] = {k: d.model_dump(exclude_unset=True) for k, d in default_space(preset).items() if k not in set(fixed)}
+
+
+def _say(word: Word, values: dict[str, Any], origins: dict[str, str]) -> None:
+    "One word, on top of all before it"
+    if word.sign == '~':
+        if not _has(values, word.path):
+            raise UserError(f'{word.text}: there is nothing to take away, "{word.path}" was not given.{nearest(word.path, [p for p, _ in leaves(values)])}')
+        *parents, last = word.path.split('.')
+        tree = values
+        for part in parents: tree = tree[part]
+        del tree[last]
+        for old in [p for p in origins if p == word.path or p.startswith(word.path + '.')]: del origins[old]
+        if word.path.startswith('search_space.'): origins['search_space'] = word.text
+        return
+    if word.sign == '+' and _has(values, word.path): raise UserError(f'{word.text}: "{word.path}" is there already; write {word.text[1:]} to change it.')
+    _stack(values, origins, word.layer.values, word.text)
+
+# %% ../../nbs/config/05_settings.ipynb #4604a2b8
+def trace_settings(
+    path: str | Path | None = None,  # YAML file; None starts from the defaults
+    overrides: Iterable[str] = (),  # words, which win over the file
+    hparams: str = '',  # "key=value,key=value", fixed for every trial
+    **flags: Any,  # settings by name, which win over all; None is not said
+) -> Traced:
+    "Settings of a study, checked, and where each came from; UserError for anything that is not right"
+    from omegaconf import OmegaConf
+    where, words = f'{path}: ' if path is not None else '', [read_word(w) for w in overrides]
+    said = {k: v for k, v in flags.items() if v is not None}
+    flagged = expand(said, RunSettings.SHORT)
+    config = read_yaml(Path(path)) if path is not None else OmegaConf.create({})
+    later = [*(w.path for w in words), *(p for p, _ in leaves(flagged))]
+    file = _layer(config, where, later)
+
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    _stack(values, origins, file.values, str(path))
+    fixed = parse_overrides(hparams) if hparams else {}
+    for word in words:
+        if word.path.startswith('search_space.'): _own_space(values, _preset(words, flagged, values), [*fixed, *_fixed(values)])
+        _say(word, values, origins)
+    for key, value in said.items():
+        layer = expand({key: value}, RunSettings.SHORT)
+        if 'search_space' in layer: values.pop('search_space', None)  # a space given in Python is the whole space
+        _stack(values, origins, layer, f'--{key.replace("_", "-")}')
+    if fixed: _stack(values, origins, {'core_engine': {'hparams': fixed}}, '--hparams')
+    if isinstance(space := values.get('search_space'), Mapping): values['search_space'] = {k: v for k, v in space.items() if k not in fixed}
+    for place in (file, *(w.layer for w in words)):
+        origins |= {p: f'{origins[p]}, ${name}' for p, name in place.environment.items() if p in origins}
+    written = [*file.written, *(w.layer.written[0] for w in words if w.layer.written), *said]
+    return Traced(check_settings(values, where, written), origins)
+
+
+def _fixed(values: Mapping[str, Any]) -> Iterable[str]: return (values.get('core_engine') or {}).get('hparams') or ()
+
+
+def _preset(words: list[Word], flagged: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    "Preset that the study will have"
+    for layer in (flagged, *(w.layer.values for w in reversed(words)), values):
+        if isinstance(core := layer.get('core_engine'), Mapping) and 'preset' in core: return str(core['preset'])
+    return RunSettings().preset
 
 
 def load_settings(
     path: str | Path | None = None,  # YAML file; None starts from the defaults
-    overrides: Iterable[str] = (),  # dotted "key=value" words, which win over the file
+    overrides: Iterable[str] = (),  # words, which win over the file
     hparams: str = '',  # "key=value,key=value", fixed for every trial
     **flags: Any,  # settings by name, which win over all; None is not said
 ) -> RunSettings:  # checked
     "Settings of a study from a file, from words and from flags; UserError for anything that is not right"
-    from omegaconf import OmegaConf
-    config = _read_yaml(Path(path)) if path is not None else OmegaConf.create({})
-    where = f'{path}: ' if path is not None else ''
-    values = _resolved(OmegaConf.merge(config, _from_words(overrides)), where)
-    values |= {k: v for k, v in flags.items() if v is not None}
-    if hparams:
-        fixed = parse_overrides(hparams)
-        values['hparams'] = {**(values.get('hparams') or {}), **fixed}
-        if values.get('search_space'): values['search_space'] = {k: v for k, v in values['search_space'].items() if k not in fixed}
-    return check_settings(values, where)
+    return trace_settings(path, overrides, hparams, **flags).settings
 
 # %% ../../nbs/config/05_settings.ipynb #47c910b5
+def plain_values(
+    settings: RunSettings,
+) -> dict[str, Any]:  # nested, ready for JSON and YAML
+    "Every setting in its block, defaults included; references stay references"
+    values = settings.model_dump(mode='json')
+    if settings.search_space is not None: values['search_space'] = {k: d.model_dump(mode='json', exclude_unset=True) for k, d in settings.search_space.items()}
+    return values
+
+
+def flat_values(
+    settings: RunSettings,
+) -> dict[str, Any]:  # by short name where there is one, else by dotted path
+    "Every setting in one flat table"
+    short = {path: name for name, path in reversed(RunSettings.SHORT.items()) if '.' not in name}
+    return {short.get(path, path): value for path, value in leaves(plain_values(settings))}
+
+
+def by_short_name(
+    values: Mapping[str, Any],  # as a config.yaml of any layout holds them; not checked
+) -> dict[str, Any]:  # the blocks, and besides each short name that has a value
+    "What a study was, for whoever reads its folder"
+    try: tree: dict[str, Any] = expand(values, RunSettings.SHORT)
+    except UserError: return dict(values)  # said twice, by hand: nothing to be told apart here
+    out = dict(tree)
+    for name, path in RunSettings.SHORT.items():
+        if '.' in name or not _has(tree, path): continue
+        value: Any = tree
+        for part in path.split('.'): value = value[part]
+        out[name] = value
+    return out
+
+
 def settings_to_yaml(settings: RunSettings) -> str:
     "YAML of every setting, defaults included"
     from omegaconf import OmegaConf
-    values = settings.model_dump(mode='json')
-    if settings.search_space is not None: values['search_space'] = {k: d.model_dump(mode='json', exclude_unset=True) for k, d in settings.search_space.items()}
-    return OmegaConf.to_yaml(OmegaConf.create(values))
+    return OmegaConf.to_yaml(OmegaConf.create(plain_values(settings)))
 
 
 def save_settings(
@@ -367,7 +271,18 @@ def save_settings(
     return write_atomic(path, settings_to_yaml(settings))
 
 # %% ../../nbs/config/05_settings.ipynb #faa497e5
-_FREE = {'trials', 'max_trials', 'timeout', 'workers', 'restarts', 'tracking', 'auto_deploy_best', 'runs', 'data', 'study'}
+_FREE = ('core_engine.name', 'core_engine.version', 'core_engine.components', 'core_engine.study', 'core_engine.runs', 'core_engine.data',
+         'core_engine.n_trials', 'core_engine.max_trials', 'core_engine.timeout', 'core_engine.workers', 'core_engine.restarts',
+         'core_engine.resume_from_checkpoint', 'monitoring', 'early_stopping.tuner_patience', 'early_stopping.tuner_min_delta',
+         'early_stopping.quality_gates', 'experiment_tracking.model_registry', 'experiment_tracking.artifact_store', 'experiment_tracking.metadata',
+         'cicd', 'security', 'optimization.generations.count')
+
+
+def _decisive(settings: RunSettings) -> dict[str, Any]:
+    "What decides the trials of a study"
+    space = {k: d.model_dump(mode='json') for k, d in settings.space().items()}
+    values = {p: v for p, v in leaves(settings.model_dump(mode='json')) if not (p in _FREE or p.startswith(tuple(f + '.' for f in _FREE)))}
+    return {**{p: v for p, v in values.items() if not p.startswith('search_space')}, 'search_space': space}
 
 
 def check_same_study(
@@ -375,8 +290,8 @@ def check_same_study(
     new: RunSettings,  # as it is asked to go on
 ) -> None:
     "UserError when `new` would make another study of `old`"
-    a, b = old.model_dump(mode='json', exclude=_FREE), new.model_dump(mode='json', exclude=_FREE)
-    for key in a:
-        if a[key] != b[key]:
-            was = f'{a[key]} then, {b[key]} now'
-            raise UserError(f'Study "{old.study}" was begun with another {key} ({was}); give the same, or another --study name for a new one.')
+    a, b, short = _decisive(old), _decisive(new), {path: name for name, path in reversed(RunSettings.SHORT.items()) if '.' not in name}
+    for path in dict.fromkeys([*a, *b]):
+        if a.get(path) == b.get(path): continue
+        was = f'{a.get(path, "none")} then, {b.get(path, "none")} now'
+        raise UserError(f'Study "{old.study}" was begun with another {short.get(path, path)} ({was}); give the same, or another --study name for a new one.')
