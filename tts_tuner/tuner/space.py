@@ -7,14 +7,18 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/space.html.md"""
 # %% ../../nbs/tuner/60_space.ipynb #d7aad46c
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..config.errors import UserError
 from ..config.hparams import create_hparams, hparam_fields
 from ..config.settings import Dimension, RunSettings
 
 # %% auto #0
-__all__ = ['FAILURE_EXAMPLE', 'to_distribution', 'recipe', 'fits', 'FixedTrial', 'fixed_trials', 'trial_overrides', 'describe']
+__all__ = ['FAILURE_EXAMPLE', 'to_distribution', 'in_order', 'active_part', 'recipe', 'misfit', 'FixedTrial', 'at_point',
+           'fixed_trials', 'trial_overrides', 'describe', 'to_plain', 'difference']
 
 # %% ../../nbs/tuner/60_space.ipynb #73a1dbb6
 def to_distribution(
@@ -24,21 +28,57 @@ def to_distribution(
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     if dim.type == 'choice': return CategoricalDistribution(list(dim.choices or ()))
     assert dim.low is not None and dim.high is not None
-    if dim.type == 'int': return IntDistribution(int(dim.low), int(dim.high))
-    return FloatDistribution(dim.low, dim.high, log=dim.type == 'loguniform')
+    high = dim.low + math.floor((dim.high - dim.low) / dim.step + 1e-9) * dim.step if dim.step else dim.high  # the last step may not reach it
+    if dim.type == 'int': return IntDistribution(int(dim.low), int(high), step=int(dim.step or 1))
+    return FloatDistribution(dim.low, high, log=dim.type == 'loguniform', step=dim.step)
+
+# %% ../../nbs/tuner/60_space.ipynb #73bb5e00
+def in_order(
+    space: Mapping[str, Dimension],
+) -> list[str]:  # every name after those it depends on, otherwise as they stand
+    "Names of a space, parents first; UserError when a condition names what is not searched, or names run in a circle"
+    out: list[str] = []
+    rest = dict(space)
+    for name, dim in space.items():
+        for other in dim.when:
+            if other not in space: raise UserError(f'search_space.{name}.when: "{other}" is not searched.')
+    while rest:
+        ready = [name for name, dim in rest.items() if all(other in out for other in dim.when)]
+        if not ready: raise UserError(f'search_space: the conditions of {", ".join(rest)} depend on each other; one of them must stand without.')
+        out += ready
+        for name in ready: del rest[name]
+    return out
+
+
+def active_part(
+    space: Mapping[str, Dimension],
+    point: Mapping[str, Any],  # may have values that are not searched at this point
+) -> dict[str, Any]:
+    "The values of a point whose conditions hold; a child of what is left out is left out"
+    out: dict[str, Any] = {}
+    for name in in_order(space):
+        if name in point and all(other in out for other in space[name].when) and space[name].active(out): out[name] = point[name]
+    return out
 
 # %% ../../nbs/tuner/60_space.ipynb #179004c1
 def recipe(
     settings: RunSettings,
-) -> dict[str, Any]:  # one value for each searched hyper-parameter
+) -> dict[str, Any]:  # one value for each searched hyper-parameter, whether its condition holds or not
     "Known good values of what is searched"
     base = create_hparams(settings.preset, settings.hparams)
     return {name: dim.default if dim.default is not None else getattr(base, name) for name, dim in settings.space().items()}
 
 
-def fits(settings: RunSettings, params: dict[str, Any]) -> bool:
-    "Can the search space produce `params`?"
-    return all(dim.contains(params[name]) for name, dim in settings.space().items())
+def misfit(
+    space: Mapping[str, Dimension],
+    point: Mapping[str, Any],
+) -> str:  # e.g. "learning_rate=0.05 lies outside"; empty when it fits
+    "Why the search could not produce `point`"
+    for name in in_order(space):
+        if name in active_part(space, point):
+            if not space[name].contains(point[name]): return f'{name}={point[name]} cannot be drawn'
+        elif name not in point and space[name].active(point): return f'{name} has no value'
+    return next((f'{name} is not searched' for name in point if name not in space), '')
 
 # %% ../../nbs/tuner/60_space.ipynb #10945e2a
 FAILURE_EXAMPLE: dict[str, Any] = dict(attention='location', guided_attention_weight=0.0)
@@ -47,19 +87,31 @@ FAILURE_EXAMPLE: dict[str, Any] = dict(attention='location', guided_attention_we
 @dataclass(frozen=True)
 class FixedTrial:
     "A trial whose settings are not drawn"
-    role: str  # "recipe" or "failure example"
+    role: str  # "recipe", "failure example", "known good" or "from STUDY"
     params: dict[str, Any] = field(default_factory=dict)  # point of the search space, or empty
     changes: dict[str, Any] = field(default_factory=dict)  # hyper-parameters outside the search space
+
+
+def at_point(
+    space: Mapping[str, Dimension],
+    role: str,  # for people
+    point: Mapping[str, Any],  # hyper-parameters by name
+) -> FixedTrial:
+    "A trial at `point`: of the search space where it fits, otherwise outside of it"
+    inside = active_part(space, point)
+    if any(name not in space for name in point) or misfit(space, inside): return FixedTrial(role, changes=dict(point))
+    return FixedTrial(role, params=inside)
 
 
 def fixed_trials(
     settings: RunSettings,
 ) -> list[FixedTrial]:  # in the order in which they are run, before any proposal
-    "The recipe and the failure example, as far as they are wanted"
-    good, out = recipe(settings), []
-    if settings.recipe_first: out.append(FixedTrial('recipe', params=good) if fits(settings, good) else FixedTrial('recipe', changes=good))
-    if settings.failure_example and settings.n_trials > 1: out.append(FixedTrial('failure example', changes={**good, **FAILURE_EXAMPLE}))
-    return out
+    "The recipe, the failure example and the known good points, as far as they are wanted"
+    space, good, out = settings.space(), recipe(settings), []
+    if settings.recipe_first: out.append(at_point(space, 'recipe', good))
+    if settings.failure_example and (settings.recipe_first or settings.n_trials > 1):
+        out.append(FixedTrial('failure example', changes={**good, **FAILURE_EXAMPLE}))
+    return out + [at_point(space, 'known good', {**good, **point}) for point in settings.optimization.known_good]
 
 # %% ../../nbs/tuner/60_space.ipynb #3c1aec80
 def trial_overrides(
@@ -81,3 +133,28 @@ def describe(
     fixed = {'seed', *settings.hparams}
     short = lambda v: f'{v:.3g}' if isinstance(v, float) else str(v)
     return ' '.join(f'{k}={short(v)}' for k, v in overrides.items() if k not in fixed) or 'as the preset'
+
+# %% ../../nbs/tuner/60_space.ipynb #df1cd2d6
+def to_plain(
+    space: Mapping[str, Dimension],
+) -> dict[str, dict[str, Any]]:  # JSON values
+    "A space as it is kept with a study; defaults are left out, since they change no value that can be drawn"
+    return {name: dim.model_dump(mode='json', exclude={'default'}, exclude_defaults=True) for name, dim in space.items()}
+
+
+def _in_words(dim: Mapping[str, Any]) -> str:
+    "A dimension for people"
+    values = ', '.join('null' if c is None else str(c) for c in dim['choices']) if dim['type'] == 'choice' else f'{dim["low"]:g} to {dim["high"]:g}'
+    step = f' in steps of {dim["step"]:g}' if dim.get('step') else ''
+    return f'{dim["type"]} {values}{step}' + ''.join(f' while {k} is {" or ".join(map(str, v))}' for k, v in dim.get('when', {}).items())
+
+
+def difference(
+    old: Mapping[str, Mapping[str, Any]],  # as `to_plain` gives it
+    new: Mapping[str, Mapping[str, Any]],
+) -> str:  # e.g. "dropout was uniform 0 to 0.5 and is uniform 0 to 0.9 now"; empty when they are the same
+    "What differs between two search spaces, for people"
+    said = [f'{name} was searched then and is not now' for name in old if name not in new]
+    said += [f'{name} is searched now and was not then' for name in new if name not in old]
+    said += [f'{name} was {_in_words(old[name])} and is {_in_words(new[name])} now' for name in old if name in new and old[name] != new[name]]
+    return '; '.join(said)
