@@ -310,7 +310,7 @@ def test_mlflow_holds_the_tree_and_the_model(tmp_path, monkeypatch):
     history = client.get_metric_history(runs[result.winner].info.run_id, 'score')
     assert [m.step for m in sorted(history, key=lambda m: m.step)] == list(range(20, 201, 20))
     versions = client.search_model_versions("name = 'tts_tuner'")
-    assert len(versions) == 1 and sorted(client.get_registered_model('tts_tuner').aliases) == ['candidate', 'champion']
+    assert len(versions) == 1 and sorted(client.get_registered_model('tts_tuner').aliases) == ['candidate', 'champion', 'staging']
     place = Path(client.get_model_version_download_uri('tts_tuner', versions[0].version).removeprefix('file://'))
     assert (place / 'best_model.pt').read_bytes() == result.best_model.read_bytes()
     assert any(d.subject == 'champion' and d.kind == 'promote' for d in timeless(settings.folder))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..config.errors import TTSTunerError
+from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
 
 try: import fcntl
@@ -26,7 +26,7 @@ except ImportError:  # Windows: runs that make the same new database at the same
 
 # %% auto #0
 __all__ = ['MetricSink', 'JsonlSink', 'read_metrics', 'metrics_row', 'rewind', 'TensorBoardSink', 'telemetry_off',
-           'tracker_trouble', 'impatient', 'connect_mlflow', 'MLflowSink', 'SinkGroup']
+           'tracker_trouble', 'impatient', 'mlflow_client', 'connect_mlflow', 'MLflowSink', 'SinkGroup']
 
 # %% ../../nbs/training/51_sinks.ipynb #328cfe27
 @runtime_checkable
@@ -205,11 +205,10 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         yield
 
 
-def connect_mlflow(
+def mlflow_client(
     uri: str,  # "sqlite:///mlflow.db" or the address of a server
-    experiment: str,  # made when absent
-) -> tuple[Any, str]:  # client, id of the experiment
-    "Connect to a tracking store; SQLite stores keep their artifacts in `mlartifacts` beside the file"
+) -> Any:  # MlflowClient
+    "A client that keeps quiet and gives up in time"
     telemetry_off()
     impatient()
     import logging
@@ -217,13 +216,24 @@ def connect_mlflow(
     from mlflow.tracking import MlflowClient
     logging.getLogger('mlflow').setLevel(logging.WARNING)
     logging.getLogger('alembic').setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def connect_mlflow(
+    uri: str,  # "sqlite:///mlflow.db" or the address of a server
+    experiment: str,  # made when absent
+    artifacts: str = '',  # where files are kept: s3://bucket/place, or a folder; `mlartifacts` beside an SQLite file, a server's own choice
+) -> tuple[Any, str]:  # client, id of the experiment
+    "Connect to a tracking store; UserError when the experiment keeps its files elsewhere already"
+    place = artifacts if not artifacts or '://' in artifacts else Path(artifacts).resolve().as_uri()
     with _one_at_a_time(uri):
-        client = MlflowClient(tracking_uri=uri)
+        client = mlflow_client(uri)
         found = client.get_experiment_by_name(experiment)
+        if found and place and found.artifact_location.rstrip('/') != place.rstrip('/'):
+            raise UserError(f'experiment "{experiment}" keeps its files in {found.artifact_location}, not in {place}; give another experiment name')
         if found: return client, found.experiment_id
-        place = None
-        if uri.startswith('sqlite:///'): place = (Path(uri.removeprefix('sqlite:///')).resolve().parent / 'mlartifacts').as_uri()
-        return client, client.create_experiment(experiment, artifact_location=place)
+        if not place and uri.startswith('sqlite:///'): place = (Path(uri.removeprefix('sqlite:///')).resolve().parent / 'mlartifacts').as_uri()
+        return client, client.create_experiment(experiment, artifact_location=place or None)
 
 # %% ../../nbs/training/51_sinks.ipynb #b04d6e19
 _STATES = {'finished': 'FINISHED', 'paused': 'FINISHED', 'stopped': 'KILLED', 'failed': 'FAILED'}

@@ -16,8 +16,8 @@ from ..config.errors import UserError
 from .audit import Entry
 
 # %% auto #0
-__all__ = ['ALIASES', 'Measurement', 'Version', 'shared', 'ratio', 'DeployGates', 'decide_champion', 'decide_gate',
-           'decide_moves', 'decide_rollback', 'decide_yardstick', 'past_holders', 'champion_before']
+__all__ = ['ALIASES', 'GATES', 'Measurement', 'Version', 'shared', 'ratio', 'DeployGates', 'decide_champion', 'decide_gate',
+           'decide_moves', 'decide_rollback', 'decide_yardstick', 'alias_of', 'past_holders', 'champion_before']
 
 # %% ../../nbs/tuner/63d_deployment.ipynb #c515358b
 ALIASES = ('candidate', 'champion', 'staging', 'production')
@@ -79,7 +79,7 @@ def ratio(
     "One score as a share of another"
     return round(score / of, 9) if of > 0 else math.inf if score > 0 else 1.0
 
-# %% ../../nbs/tuner/63d_deployment.ipynb #bad94d92
+# %% ../../nbs/tuner/63d_deployment.ipynb #202d8811
 @dataclass(frozen=True)
 class DeployGates:
     "Shares of the champion's score"
@@ -90,6 +90,9 @@ class DeployGates:
     def __post_init__(self) -> None:
         if not 0 <= self.rollback <= self.staging <= self.production < math.inf:
             raise UserError(f'Gates rise from rollback over staging to production, from 0 on; given are {self.rollback}, {self.staging} and {self.production}.')
+
+
+GATES = DeployGates()
 
 
 def _said(kind: str, alias: str, words: str, **numbers: float) -> Decision:
@@ -108,8 +111,8 @@ def decide_champion(
     if not new.speaks: return _said('continue', 'champion', f'champion is not given to {new.name}: it does not speak.')
     if champion is None: return _said('promote', 'champion', f'champion is {new.name}, the first model that speaks.')
     if (both := shared(new, champion)) is None:
-        return _said('continue', 'champion', f'champion stays with {champion.name}: {new.name} was judged on other sentences, and such scores are not compared. '
-                     f'`tts-tune registry compare {new.number} --record` lets both speak the same.')
+        other = f'champion stays with {champion.name}: {new.name} was judged on other sentences, and such scores are not compared.'
+        return _said('continue', 'champion', f'{other} `tts-tune registry compare {new.number} --record` lets both speak the same.')
     mine, theirs = both
     numbers = dict(score=mine.score, champion_score=theirs.score, ratio=ratio(mine.score, theirs.score))
     scores = f'{mine.score:.3f} against {theirs.score:.3f} ({mine.ruler})'
@@ -146,7 +149,7 @@ def decide_gate(
 def decide_moves(
     new: Version,  # just registered
     holders: Mapping[str, Version],  # alias -> who has it
-    gates: DeployGates = DeployGates(),
+    gates: DeployGates = GATES,
     auto: bool = False,  # was --auto-deploy-best given?
 ) -> tuple[Decision, ...]:  # about champion, staging and production
     "What a new version is given"
@@ -156,12 +159,12 @@ def decide_moves(
     return (first, decide_gate('staging', new, champion, holders.get('staging'), gates),
             decide_gate('production', new, champion, holders.get('production'), gates, auto))
 
-# %% ../../nbs/tuner/63d_deployment.ipynb #f0e681fa
+# %% ../../nbs/tuner/63d_deployment.ipynb #86d8b241
 def decide_rollback(
     now: Version,  # in use, with its newer measurement
     former: Version | None,  # the champion that it was let through against
     previous: Version | None,  # who held production before it
-    gates: DeployGates = DeployGates(),
+    gates: DeployGates = GATES,
 ) -> Decision:  # "rollback", "continue", or "alert" when there is nobody to go back to
     "Is what is in use taken back?"
     if former is None: return _said('continue', 'production', f'production stays with {now.name}: no champion came before it.')
@@ -187,15 +190,23 @@ def decide_yardstick(
     said = f'{both[0].ruler} {both[0].score:.3f} against {both[1].score:.3f}'
     return _said('rollback', 'champion', f'champion goes back from {now.name} to {former.name}: {said}.', score=both[0].score, former_score=both[1].score)
 
-# %% ../../nbs/tuner/63d_deployment.ipynb #6bdbf1c5
-def past_holders(
+# %% ../../nbs/tuner/63d_deployment.ipynb #1420125a
+def alias_of(
+    model: str,  # name of the registered model
     alias: str,
+) -> str:  # "tts_tuner@production"
+    "An alias as the audit log names it: several models may share a store and a log"
+    return f'{model}@{alias}'
+
+
+def past_holders(
+    subject: str,  # of `alias_of`
     entries: Sequence[Entry],  # of the audit log, oldest first
 ) -> list[str]:  # versions as texts, the present one last; '' for nobody
     "The pile of holders of an alias"
     pile: list[str] = []
     for e in entries:
-        if e.subject != alias: continue
+        if e.subject != subject: continue
         if e.what == 'alias moved': pile.append(e.new)
         elif e.what in ('rollback', 'alias found'):
             if e.new in pile:
@@ -208,8 +219,10 @@ def past_holders(
 def champion_before(
     version: str,  # in use now
     entries: Sequence[Entry],  # of the audit log, oldest first
+    model: str,  # name of the registered model
 ) -> str:  # '' when there was none
     "The champion that a version was let through against"
-    came = max((i for i, e in enumerate(entries) if e.subject == 'production' and e.new == version and e.what == 'alias moved'), default=len(entries))
-    others = [v for v in past_holders('champion', entries[:came]) if v != version]
+    move = ('alias moved', alias_of(model, 'production'), version)
+    came = max((i for i, e in enumerate(entries) if (e.what, e.subject, e.new) == move), default=len(entries))
+    others = [v for v in past_holders(alias_of(model, 'champion'), entries[:came]) if v != version]
     return others[-1] if others else ''

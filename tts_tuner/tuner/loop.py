@@ -17,7 +17,7 @@ from typing import Any
 from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
-from ..config.settings import RunSettings, check_same_study, load_settings, save_settings
+from ..config.settings import RunSettings, check_same_study, flat_values, load_settings, save_settings
 from .book import Book, noted_signals, study_lock
 from .budgets import Account, Ladder, Plan, account, extend, plan_from_cohorts, plan_from_json, plan_to_json
 from .climb import OutOfTime, climb
@@ -312,7 +312,7 @@ def run_study(
         save_settings(config, settings)  # not before: a corpus that cannot be read begins no study
         with noted_signals() as signals:
             study = Study(settings, data, plan, view, trainer, poll, signals)
-            study.tracker.start(settings.study, settings.model_dump(mode='json', exclude={'tracking'}), {'digest': data.digest})
+            study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
             status = 'KILLED'
             try:
                 final = climb(plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended)

@@ -1,4 +1,4 @@
-"""Which model is in use, which one waits, and what it takes to move from one to the other
+"""Which model is in use, which one waits, and how it is taken back in a second
 
 Docs: https://tts-tuner.github.io/tts_tuner/tuner/registry.html.md"""
 
@@ -7,42 +7,21 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/registry.html.md"""
 # %% ../../nbs/tuner/64_registry.ipynb #b03a5daa
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..config.contracts import Decision, Evidence
-from ..config.errors import TTSTunerError
-from ..config.files import write_atomic
+from ..config.errors import TTSTunerError, UserError
+from ..config.files import sha256_file, write_atomic
+from ..training.sinks import mlflow_client, tracker_trouble
+from .audit import Anchor, AuditLog, Entry, Verified, alone
+from .deployment import ALIASES, GATES, DeployGates, Measurement, Version, alias_of, champion_before, past_holders
+from .deployment import decide_champion, decide_gate, decide_moves, decide_rollback, decide_yardstick
 
 # %% auto #0
-__all__ = ['Deployed', 'decide_deployment', 'hand_over']
-
-# %% ../../nbs/tuner/64_registry.ipynb #def40232
-@dataclass(frozen=True)
-class Deployed:
-    "A model with its score, as the registry has it"
-    version: int  # in the registry
-    score: float  # 0 to 1, on held-out sentences
-    digest: str = ''  # of the corpus it was judged on
-
-
-def decide_deployment(
-    new: Deployed,
-    holder: Deployed | None,  # who has the alias now
-    auto: bool,  # was --auto-deploy-best given?
-) -> Decision:  # "promote" when the alias moves, "continue" when it stays
-    "Does the alias champion move to `new`?"
-    numbers = dict(score=new.score) | (dict(holder_score=holder.score) if holder else {})
-    def said(kind: str, words: str) -> Decision:
-        return Decision(kind, 'champion', 0, words, (Evidence('registry', 'moves' if kind == 'promote' else 'stays', None, 1.0, words, numbers),))
-    name = f'version {new.version}'
-    if not new.score > 0: return said('continue', f'champion is not given to {name}: it does not speak.')
-    if holder is None: return said('promote', f'champion is {name}, the first model that speaks.')
-    if not auto: return said('continue', f'champion stays with version {holder.version}; --auto-deploy-best would let {name} compete.')
-    if new.digest != holder.digest: return said('continue', f'champion stays with version {holder.version}: {name} was judged on another corpus.')
-    if new.score < holder.score:
-        return said('continue', f'champion stays with version {holder.version}: score {holder.score:.3f} against {new.score:.3f}.')
-    return said('promote', f'champion moves from version {holder.version} to {name}: score {holder.score:.3f} to {new.score:.3f}.')
+__all__ = ['VOICE', 'hand_over', 'audit_place', 'ModelRegistry']
 
 # %% ../../nbs/tuner/64_registry.ipynb #3ed9456a
 def hand_over(
@@ -56,3 +35,300 @@ def hand_over(
     from tts_tuner.training.checkpoint import load_checkpoint, model_only, save_checkpoint
 
     return save_checkpoint(target, model_only(load_checkpoint(best)))
+
+# %% ../../nbs/tuner/64_registry.ipynb #21d4f07d
+VOICE = 'best_model.pt'  # name of the file in the artifact store
+
+
+def _read_version(v: Any) -> Version:
+    "MLflow's model version as ours"
+    found = []
+    for key, text in v.tags.items():
+        if key.startswith('score.'):
+            _, ruler, digest = key.split('.', 2)
+            found.append(Measurement(_number(text), digest, ruler))
+    if not found and 'score' in v.tags: found = [Measurement(_number(v.tags['score']), v.tags.get('digest', ''))]
+    return Version(int(v.version), tuple(found), v.tags.get('study', ''), v.run_id or '', v.tags.get('sha256', ''), v.creation_timestamp / 1000)
+
+
+def _number(text: str) -> float:
+    try: return float(text)
+    except ValueError: return float('nan')
+
+
+def _score_tags(measured: Measurement) -> dict[str, str]:
+    return {f'score.{measured.ruler}.{measured.digest}': repr(measured.score), 'score': repr(measured.score), 'digest': measured.digest}
+
+
+def audit_place(
+    uri: str,  # tracking store
+    runs: str | Path = 'runs',  # folder of all studies
+) -> Path:  # audit.jsonl
+    "Where the log of a registry lies: beside a store that is a file, else in the folder of studies"
+    return (Path(uri.removeprefix('sqlite:///')).resolve().parent if uri.startswith('sqlite:///') else Path(runs)) / 'audit.jsonl'
+
+# %% ../../nbs/tuner/64_registry.ipynb #768e7cb1
+class ModelRegistry:
+    "Versions of a model, their aliases, and the gates between them"
+
+    def __init__(
+        self,
+        client: Any,  # MlflowClient
+        name: str = 'tts_tuner',  # of the registered model
+        audit: AuditLog | None = None,  # None keeps no record, and nothing can be rolled back without naming the version
+        gates: DeployGates = GATES,
+    ) -> None:
+        self.client, self.name, self.audit, self.gates = client, name, audit, gates
+
+    @classmethod
+    def open(
+        cls,
+        uri: str = 'sqlite:///mlflow.db',  # tracking store
+        name: str = 'tts_tuner',
+        audit: AuditLog | None = None,
+        gates: DeployGates = GATES,
+    ) -> ModelRegistry:
+        "A registry that is there; UserError when the store does not exist, TTSTunerError when it does not answer"
+        missing = UserError(f'{uri} has no model "{name}" yet; `tts-tune run` registers the winner of a study there.')
+        if uri.startswith('sqlite:///') and not Path(uri.removeprefix('sqlite:///')).is_file(): raise missing
+        registry = cls(mlflow_client(uri), name, audit, gates)
+        try: there = registry.exists()
+        except Exception as e:  # MLflow's own, the database's, the network's
+            raise TTSTunerError(f'The registry at {uri} does not answer ({tracker_trouble(e)}).') from e
+        if not there: raise missing
+        return registry
+
+    def exists(self) -> bool:
+        "Is the model registered?"
+        return bool(self.client.search_registered_models(f"name = '{self.name}'"))
+
+    def versions(self) -> list[Version]:
+        "All versions, oldest first"
+        out: list[Version] = []
+        page: Any = None
+        while True:
+            found = self.client.search_model_versions(f"name = '{self.name}'", max_results=200, page_token=page)
+            out += [_read_version(v) for v in found]
+            if not (page := found.token): return sorted(out, key=lambda v: v.number)
+
+    def aliases(self) -> dict[str, str]:
+        "Alias -> number of its version, as text"
+        held = self.client.get_registered_model(self.name).aliases
+        return {a: str(held[a]) for a in ALIASES if a in held}
+
+    def holders(self) -> dict[str, Version]:
+        "Alias -> version; an alias that points nowhere is left out"
+        known = {str(v.number): v for v in self.versions()}
+        return {a: known[n] for a, n in self.aliases().items() if n in known}
+
+    def version(
+        self,
+        wanted: str | int,  # number or alias
+    ) -> Version:
+        "One version; UserError when there is none"
+        held, known = self.aliases(), {str(v.number): v for v in self.versions()}
+        number = held.get(str(wanted), str(wanted).removeprefix('v'))
+        if number in known: return known[number]
+        if wanted in ALIASES: raise UserError(f'{wanted} is held by nobody yet; `tts-tune registry list` shows who holds what.')
+        raise UserError(f'There is no version {wanted} of "{self.name}"; there are {", ".join(known) or "none"}.')
+
+    def fetch(
+        self,
+        wanted: str | int,  # number or alias
+        folder: str | Path | None = None,  # where to, when the file does not lie on this machine
+    ) -> Path:  # best_model.pt
+        "The model file of a version; TTSTunerError when it is gone or is not what was registered"
+        from mlflow.artifacts import download_artifacts
+
+        v = self.version(wanted)
+        uri = self.client.get_model_version_download_uri(self.name, str(v.number))
+        try: path = Path(download_artifacts(f'{uri}/{VOICE}', dst_path=str(folder) if folder else None, tracking_uri=self.client.tracking_uri))
+        except Exception as e: raise TTSTunerError(f'The file of {v.name} cannot be had from {uri} ({tracker_trouble(e)}).') from e  # any artifact store's own
+        if v.sha256 and sha256_file(path) != v.sha256: raise TTSTunerError(f'{path} is not the file that was registered as {v.name}: its SHA-256 differs.')
+        return path
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        return alone(self.audit.path.with_name('registry.lock')) if self.audit else contextlib.nullcontext()
+
+    def _note(self, what: str, subject: str, old: str = '', new: str = '', why: str = '') -> None:
+        if self.audit: self.audit.record(what, subject, old, new, why)
+
+    def _subject(self, alias: str) -> str: return alias_of(self.name, alias)
+
+    def entries(self) -> list[Entry]:
+        "The audit log"
+        return self.audit.entries() if self.audit else []
+
+    def _agree(self) -> dict[str, str]:
+        "Aliases as the store has them; where the log has another holder, that is noted"
+        held, entries = self.aliases(), self.entries()
+        for alias in ALIASES:
+            pile = past_holders(self._subject(alias), entries)
+            last, now = pile[-1] if pile else '', held.get(alias, '')
+            if last != now: self._note('alias found', self._subject(alias), last, now, 'The store has another holder than this log.')
+        return held
+
+    def _move(self, alias: str, old: str, new: str, why: str, what: str = 'alias moved') -> None:
+        "Log a move, then make it"
+        self._note(what, self._subject(alias), old, new, why)
+        try: self.client.set_registered_model_alias(self.name, alias, new)
+        except Exception as e:  # whatever MLflow, its database or the network raises
+            self._note('not done', self._subject(alias), old, new, tracker_trouble(e))
+            raise TTSTunerError(f'{alias} could not be moved to version {new} ({tracker_trouble(e)}).') from e
+
+    def _carry_out(self, decisions: Sequence[Decision], held: Mapping[str, str], new: str) -> None:
+        for d in decisions:
+            if d.kind in ('promote', 'rollback') and held.get(d.subject) != new:
+                self._move(d.subject, held.get(d.subject, ''), new, d.reason, 'rollback' if d.kind == 'rollback' else 'alias moved')
+
+    def _anchor(self) -> None:
+        "Put the newest hash of the log into MLflow; one that the log does not know any more stays there, as evidence"
+        if not (self.audit and (head := self.audit.head())): return
+        known = {(e.n, e.hash) for e in self.entries()}
+        if all((a.n, a.hash) in known for a in self.anchors()[0]):
+            self.client.set_registered_model_tag(self.name, f'audit.{_name_of(self.audit)}', f'{head.n} {head.hash}')
+
+    def anchors(self) -> tuple[list[Anchor], list[str]]:  # of this log, and names of others
+        "The points of audit logs that MLflow knows"
+        tags = self.client.get_registered_model(self.name).tags
+        own = f'audit.{_name_of(self.audit)}' if self.audit else ''
+        ours = [Anchor(int(n), digest, 'MLflow') for k, v in tags.items() if k == own for n, digest in [v.split()]]
+        return ours, [k.removeprefix('audit.') for k in tags if k.startswith('audit.') and k != own]
+
+    def register(
+        self,
+        source: str,  # URI of the folder with best_model.pt in the artifact store
+        run: str,  # id of the MLflow run it belongs to
+        measured: Sequence[Measurement],
+        auto: bool = False,  # may production move?
+        study: str = '',
+        sha256: str = '',  # of best_model.pt
+    ) -> list[Decision]:  # about champion, staging, production; empty when it was registered before
+        "Make a version and give it the aliases it deserves, once; a registration that was interrupted is finished"
+        with self._turn():
+            if not self.exists(): self.client.create_registered_model(self.name)
+            held = self._agree()
+            known = next((v for v in self.versions() if sha256 and (v.sha256, v.run) == (sha256, run)), None)
+            if known and int(held.get('candidate', 0)) >= known.number: return []
+            if known is None:
+                tags = {k: v for m in reversed(measured) for k, v in _score_tags(m).items()} | dict(study=study, sha256=sha256)
+                made = self.client.create_model_version(self.name, source, run_id=run, tags={k: v for k, v in tags.items() if v})
+                known = _read_version(made)
+            number = str(known.number)
+            if not any((e.what, e.subject, e.new) == ('version registered', self.name, number) for e in self.entries()):
+                scores = ', '.join(f'{m.ruler} {m.score:.3f} on {m.digest[:12] or "an unknown corpus"}' for m in measured)
+                self._note('version registered', self.name, '', number, f'Winner of study {study or "?"}: {scores}.')
+            decisions = decide_moves(known, self.holders(), self.gates, auto)
+            self._carry_out(decisions, held, number)
+            if auto and (no := next((d for d in decisions if d.kind == 'continue' and d.subject in ('production', decisions[-1].subject)), None)):
+                self._note('deploy refused', self._subject('production'), held.get('production', ''), number, no.reason)
+            self._move('candidate', held.get('candidate', ''), number, 'The newest version.')  # last: whoever is killed before it comes back here
+            self._anchor()
+            return list(decisions)
+
+    def measure(
+        self,
+        wanted: str | int,  # number or alias
+        measured: Measurement,
+    ) -> list[Decision]:  # about champion and production
+        "Keep a newer measurement of a version; what is in use may be taken back because of it"
+        with self._turn():
+            held, before = self._agree(), self.version(wanted)
+            number = str(before.number)
+            old = next((f'{m.score:.6g}' for m in before.measurements if (m.digest, m.ruler) == (measured.digest, measured.ruler)), '')
+            said = f'{measured.ruler} on {measured.digest[:12] or "an unknown corpus"}'
+            self._note('version measured', f'{self.name} {before.name}', old, f'{measured.score:.6g}', said)
+            for key, text in _score_tags(measured).items(): self.client.set_model_version_tag(self.name, number, key, text)
+            decisions = self._judge_again(self.version(number), held)
+            self._anchor()
+            return decisions
+
+    def _judge_again(self, now: Version, held: Mapping[str, str]) -> list[Decision]:
+        "Decisions about a version that was measured again, carried out"
+        number, known, entries, out = str(now.number), {str(v.number): v for v in self.versions()}, self.entries(), []
+        if held.get('production') == number:
+            back = _below(past_holders(self._subject('production'), entries), number, known)
+            d = decide_rollback(now, known.get(champion_before(number, entries, self.name)), known.get(back), self.gates)
+            self._carry_out([d], held, back)
+            out.append(d)
+        if held.get('champion') == number:
+            back = _below(past_holders(self._subject('champion'), entries), number, known)
+            d = decide_yardstick(now, known.get(back))
+            self._carry_out([d], held, back)
+        else:
+            d = decide_champion(now, known.get(held.get('champion', '')))
+            self._carry_out([d], held, number)
+        return [*out, d]
+
+    def promote(
+        self,
+        wanted: str | int,  # number or alias
+        alias: str = 'production',  # champion, staging or production
+        why: str = '',
+        anyway: bool = False,  # through a gate that is shut; `why` is needed then
+    ) -> Decision:
+        "Give a version an alias by hand; UserError when a gate refuses it"
+        if alias not in ALIASES[1:]: raise UserError(f'{alias} is not given by hand; there are {", ".join(ALIASES[1:])}.')
+        if anyway and not why: raise UserError('A gate is passed by hand for a reason only: say it with --why "...".')
+        with self._turn():
+            held, new = self._agree(), self.version(wanted)
+            holders, number = self.holders(), str(new.number)
+            if held.get(alias) == number: raise UserError(f'{alias} is {new.name} already.')
+            champion = holders.get('champion')
+            d = decide_champion(new, champion) if alias == 'champion' else decide_gate(alias, new, champion, holders.get(alias), self.gates)
+            if d.kind != 'promote' and not anyway:
+                self._note('deploy refused', self._subject(alias), held.get(alias, ''), number, d.reason)
+                raise UserError(f'{d.reason} With --anyway --why "..." it moves nevertheless.')
+            if d.kind != 'promote': d = _by_hand('promote', alias, f'{alias} moves to {new.name} by hand: {why}', d)
+            elif why: d = _by_hand('promote', alias, f'{d.reason} {why}', d)
+            self._carry_out([d], held, number)
+            self._anchor()
+            return d
+
+    def rollback(
+        self,
+        alias: str = 'production',  # champion, staging or production
+        why: str = '',
+        to: str | int | None = None,  # version; that which held the alias before, by the audit log, when not given
+    ) -> Decision:
+        "Give an alias back; UserError when there is nobody to give it back to, TTSTunerError when the log cannot be trusted"
+        if alias not in ALIASES[1:]: raise UserError(f'{alias} is not rolled back; there are {", ".join(ALIASES[1:])}.')
+        with self._turn():
+            held = self._agree()
+            if alias not in held: raise UserError(f'{alias} is held by nobody, so there is nothing to roll back.')
+            back = str(self.version(to).number) if to is not None else self._previous(alias, held[alias])
+            if back == held[alias]: raise UserError(f'{alias} is version {back} already.')
+            d = _by_hand('rollback', alias, f'{alias} goes back from version {held[alias]} to version {back}: {why or "by hand"}.'.replace('..', '.'))
+            self._carry_out([d], held, back)
+            self._anchor()
+            return d
+
+    def _previous(self, alias: str, now: str) -> str:
+        "Who held the alias before"
+        if self.audit is None: raise UserError('No audit log is kept, so nobody knows who came before; name the version: --to VERSION.')
+        if not (found := self.verify()).ok:
+            said = found.faults[0].words.rstrip('.')
+            raise TTSTunerError(f'{self.audit.path} was tampered with ({said}) and cannot say who came before; name the version: --to VERSION.')
+        back = _below(past_holders(self._subject(alias), self.entries()), now, {str(v.number): v for v in self.versions()})
+        if not back: raise UserError(f'Nobody is known to have held {alias} before version {now}; name the version: --to VERSION.')
+        return back
+
+    def verify(self) -> Verified:
+        "The audit log against itself, its head file and MLflow"
+        return self.audit.verify(self.anchors()[0]) if self.audit else Verified(0, '', (), ('No audit log is kept.',))
+
+
+def _by_hand(kind: str, alias: str, words: str, decided: Decision | None = None) -> Decision:
+    "A decision of a person, with the numbers of ours"
+    return Decision(kind, alias, 0, words, (Evidence('person', 'asked for', None, 1.0, words), *(decided.evidence if decided else ())))
+
+
+def _below(pile: Sequence[str], now: str, known: Mapping[str, Version]) -> str:
+    "The last holder under `now` that still exists; '' for nobody"
+    under = pile[:-1] if pile[-1:] == [now] else pile
+    return next((v for v in reversed(under) if v != now and v in known), '')
+
+
+def _name_of(audit: AuditLog) -> str:
+    "What tells one log from another: the chance number in its first entry"
+    return next((e.new for e in audit.entries()[:1] if e.what == 'log begun'), 'unknown')

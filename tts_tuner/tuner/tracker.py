@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,9 @@ from ..config.contracts import Decision
 from ..config.files import sha256_file, write_atomic
 from ..config.settings import Tracking
 from ..training.sinks import connect_mlflow, tracker_trouble
-from .registry import Deployed, decide_deployment
+from .audit import AuditLog
+from .deployment import GATES, DeployGates, Measurement
+from .registry import ModelRegistry
 
 # %% auto #0
 __all__ = ['thin', 'batches', 'Tracker']
@@ -53,8 +54,12 @@ class Tracker:
         tracking: Tracking,
         folder: Path,  # runs/STUDY
         say: Callable[[str], None] = print,  # takes one sentence when the tracker fails
+        audit: AuditLog | None = None,  # of the registry; None keeps no record of who had which alias
+        gates: DeployGates = GATES,  # between the aliases
+        artifacts: str = '',  # where files are kept: s3://bucket/place, or a folder; beside the store when not given
     ) -> None:
         self.tracking, self.folder, self.say = tracking, Path(folder), say
+        self.audit, self.gates, self.artifact_store = audit, gates, artifacts
         self.failure = '' if tracking.enabled else 'switched off'
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='mlflow')
         self._client: Any = None
@@ -91,7 +96,7 @@ class Tracker:
     ) -> None:
         "Open the store and the parent run"
         def work() -> None:
-            self._client, self._experiment = connect_mlflow(self.tracking.uri, self.tracking.experiment)
+            self._client, self._experiment = connect_mlflow(self.tracking.uri, self.tracking.experiment, self.artifact_store)
             known = 'study' in self._runs
             from tts_tuner.training.metadata import as_tags, run_metadata
             facts = {} if known else as_tags(run_metadata(tags.get('digest', '')))
@@ -163,38 +168,22 @@ class Tracker:
         model: Path,  # best_model.pt
         score: float,
         digest: str,  # of the corpus
-        auto: bool,  # may the alias champion move?
-    ) -> Future[Decision | None]:
-        "Register the model with its aliases, once; the decision about champion, or None when there is none to take"
-        def work() -> Decision | None:
-            content = sha256_file(model)
-            if self._runs.get('model', {}).get('id') == content: return None
-            run, name = self._runs['study']['id'], self.tracking.model_name
+        auto: bool,  # may the alias production move?
+    ) -> Future[list[Decision]]:
+        "Register the model with its aliases, once; the decisions about them, none when it was registered before or MLflow failed"
+        def work() -> list[Decision]:
+            content, known = sha256_file(model), self._runs.get('model', {})
+            if known.get('id') == content: return []
+            run = self._runs['study']['id']
             self._client.log_artifact(run, str(model), 'voice')
-            self._ensure_model(name)
+            registry = ModelRegistry(self._client, self.tracking.model_name, self.audit, self.gates)
             source = f'{self._client.get_run(run).info.artifact_uri}/voice'
-            tags = {'score': repr(score), 'digest': digest}
-            made = self._client.create_model_version(name, source, run_id=run, tags=tags)
-            version = str(made.version)
-            self._client.set_registered_model_alias(name, 'candidate', version)
-            decision = decide_deployment(Deployed(int(version), score, digest), self._holder(name), auto)
-            if decision.kind == 'promote': self._client.set_registered_model_alias(name, 'champion', version)
+            decisions = registry.register(source, run, [Measurement(score, digest)], auto, self.folder.name, content)
             self._runs['model'] = dict(id=content, sent=0.0)
             self._keep()
-            return decision
-        return self._do(work)
-
-    def _ensure_model(self, name: str) -> None:
-        "Make the registered model unless it is there"
-        if not self._client.search_registered_models(f"name = '{name}'"): self._client.create_registered_model(name)
-
-    def _holder(self, name: str) -> Deployed | None:
-        "Who has the alias champion"
-        aliases = self._client.get_registered_model(name).aliases
-        if 'champion' not in aliases: return None
-        held = self._client.get_model_version(name, str(aliases['champion']))
-        score = float(held.tags.get('score', 'nan'))
-        return Deployed(int(held.version), score if math.isfinite(score) else 0.0, held.tags.get('digest', ''))
+            return decisions
+        told: Future[list[Decision]] = self._do(work)
+        return told
 
     def close(self, status: str = '') -> None:
         "End the parent run, if `status` is given, and wait until everything is written"
