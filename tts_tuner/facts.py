@@ -18,6 +18,7 @@ import numpy as np
 from .config.contracts import Decision, Evidence, read_decisions, to_json
 from .config.errors import UserError
 from .config.hparams import create_hparams, from_dict, hparam_fields, to_dict
+from .config.settings import by_short_name
 from .tuner.exam import Exam, read_exam
 from .tuner.trials import MetricsReader, read_status
 
@@ -98,7 +99,7 @@ def read_trial(folder: Path) -> TrialFacts:
 class StudyFacts:
     "A study as its folder tells it"
     folder: Path
-    settings: Mapping[str, Any]  # config.yaml
+    settings: Mapping[str, Any]  # config.yaml, by short names
     trials: tuple[TrialFacts, ...]
     decisions: tuple[Decision, ...]
     exam: Exam | None = None  # of the best model, where one was held
@@ -159,7 +160,7 @@ def read_study(
     if not (folder / 'config.yaml').is_file() and not (folder / 'decisions.jsonl').is_file():
         raise UserError(f'{folder} is not a study: it has neither config.yaml nor decisions.jsonl. Give a folder like runs/voice.')
     trials = tuple(read_trial(t) for t in sorted(folder.glob('t[0-9]*')) if t.is_dir())
-    return StudyFacts(folder, _yaml(folder / 'config.yaml'), trials, tuple(read_decisions(folder / 'decisions.jsonl')), read_exam(folder))
+    return StudyFacts(folder, by_short_name(_yaml(folder / 'config.yaml')), trials, tuple(read_decisions(folder / 'decisions.jsonl')), read_exam(folder))
 
 # %% ../nbs/79_facts.ipynb #b2b24b16
 def _percent(value: float | None) -> str: return 'not measured' if value is None else f'{100 * value:.0f} %'

@@ -237,9 +237,9 @@ def plain_values(
 def flat_values(
     settings: RunSettings,
 ) -> dict[str, Any]:  # by short name where there is one, else by dotted path
-    "Every setting in one flat table"
-    short = {path: name for name, path in reversed(RunSettings.SHORT.items()) if '.' not in name}
-    return {short.get(path, path): value for path, value in leaves(plain_values(settings))}
+    "Every setting in one flat table, to be recorded somewhere; addresses and secrets are left out"
+    short, hidden = {path: name for name, path in reversed(RunSettings.SHORT.items()) if '.' not in name}, reference_paths()
+    return {short.get(path, path): value for path, value in leaves(plain_values(settings)) if path not in hidden}
 
 
 def by_short_name(
