@@ -19,7 +19,7 @@ from typing import Any
 from .errors import UserError, nearest
 
 # %% auto #0
-__all__ = ['PRESETS', 'hp', 'HParams', 'hparam_fields', 'parse_overrides', 'format_overrides', 'create_hparams', 'to_dict',
+__all__ = ['OWN', 'PRESETS', 'hp', 'HParams', 'hparam_fields', 'parse_overrides', 'format_overrides', 'create_hparams', 'to_dict',
            'from_dict', 'architecture', 'differences', 'to_string']
 
 # %% ../../nbs/config/02_hparams.ipynb #fa02d1ad
@@ -170,8 +170,12 @@ def hparam_fields() -> dict[str, dataclasses.Field]:
 def _hints() -> dict[str, Any]: return typing.get_type_hints(HParams)
 
 
+OWN = 'own.'  # begins the name of a setting that only another model knows
+
+
 def _field(name: str) -> dataclasses.Field:
     fields = hparam_fields()
+    if name.startswith(OWN): raise UserError(f'{name} is a setting of another model; this trainer has none of its own.')
     if name not in fields: raise UserError(f'There is no hyper-parameter "{name}".{nearest(name, fields)}')
     return fields[name]
 
@@ -218,6 +222,13 @@ def _checked(name: str, value: Any) -> Any:
     return out
 
 # %% ../../nbs/config/02_hparams.ipynb #ba8c73d2
+def _scalar(text: str) -> bool | int | float | str | None:
+    "The plain value that a word stands for"
+    if (word := text.lower()) in ('null', 'none', 'true', 'false'): return dict(true=True, false=False).get(word)
+    try: return _number(text)
+    except ValueError: return text
+
+
 def parse_overrides(
     text: str,  # "key=value,key=value"; blanks around commas are fine
 ) -> dict[str, Any]:  # values in the types of their fields
@@ -226,7 +237,7 @@ def parse_overrides(
     for part in filter(None, (p.strip() for p in text.split(','))):
         if '=' not in part: raise UserError(f'"{part}" is not key=value; write hyper-parameters as "learning_rate=1e-3,batch_size=16".')
         name, value = (s.strip() for s in part.split('=', 1))
-        out[name] = _checked(name, value)
+        out[name] = _scalar(value) if name.startswith(OWN) else _checked(name, value)
     return out
 
 
@@ -235,7 +246,7 @@ def format_overrides(
 ) -> str:  # "key=value,key=value", exact under `parse_overrides`
     "The command-line string that gives `values`"
     word = lambda v: 'null' if v is None else str(v).lower() if isinstance(v, bool) else repr(v) if isinstance(v, float) else str(v)
-    return ','.join(f'{_field(k).name}={word(v)}' for k, v in values.items())
+    return ','.join(f'{k if k.startswith(OWN) else _field(k).name}={word(v)}' for k, v in values.items())
 
 # %% ../../nbs/config/02_hparams.ipynb #a6e8e34d
 PRESETS: dict[str, dict[str, Any]] = {
