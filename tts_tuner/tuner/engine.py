@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from ..config.settings import Dimension
-from .space import FixedTrial
+from ..config.dimension import Dimension
+from ..config.settings import RunSettings
+from .space import FixedTrial, fixed_trials, recipe, trial_overrides
 
 # %% auto #0
-__all__ = ['Trial', 'merged', 'SearchPlan', 'Engine', 'excess', 'Proposer']
+__all__ = ['Trial', 'merged', 'SearchPlan', 'plan_of', 'Engine', 'excess', 'Proposer']
 
 # %% ../../nbs/tuner/61c_engine.ipynb #bc094b1a
 @dataclass(frozen=True)
@@ -51,15 +52,27 @@ class SearchPlan:
     "What a search depends on"
     study: str  # its name in the store
     space: Mapping[str, Dimension]  # what is searched
-    known: Mapping[str, Any]  # one known good value for each dimension
+    known: Mapping[str, Any]  # one known good value for each dimension, whether its condition holds or not
     fixed: tuple[FixedTrial, ...] = ()  # trials 0, 1, 2 ... before any proposal
     earlier: Callable[[], Sequence[FixedTrial]] | None = None  # more of them from earlier studies; called once, when the study begins
     sampler: str = 'tpe'  # tpe, cma_es, gp, random, grid or bohb
     n_startup: int = 15  # finished trials before proposals count
     seed: int = 42  # of proposals
+    sigma0: float = 0.3  # width of the first generation of CMA-ES, as a share of each range
     grid_points: int = 5  # values that a grid takes of a dimension without steps
     limits: Mapping[str, float] = field(default_factory=dict)  # largest allowed value of what a trial measures, by name
     complete: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = merged  # (params, changes) -> settings of the run
+
+# %% ../../nbs/tuner/61c_engine.ipynb #09f41487
+def plan_of(
+    settings: RunSettings,
+) -> SearchPlan:  # without earlier studies
+    "What the search of a study depends on"
+    optimization = settings.optimization
+    limits = {k.removeprefix('max_'): v for k, v in optimization.constraints.model_dump().items() if v is not None}
+    return SearchPlan(settings.study, settings.space(), recipe(settings), tuple(fixed_trials(settings)), None, optimization.sampler, settings.n_startup_trials,
+                      settings.seed, sigma0=optimization.cma_es.sigma0, limits=limits,
+                      complete=lambda params, changes: trial_overrides(settings, dict(params), dict(changes)))
 
 # %% ../../nbs/tuner/61c_engine.ipynb #0470b123
 @runtime_checkable
