@@ -18,13 +18,14 @@ from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
 from ..config.settings import RunSettings, check_same_study, flat_values, load_settings, save_settings
+from .audit import AuditLog
 from .book import Book, noted_signals, study_lock
 from .budgets import Account, Ladder, Plan, account, extend, plan_from_cohorts, plan_from_json, plan_to_json
 from .climb import OutOfTime, climb
 from .early_stop import RunWatch, watch_for
 from .fleet import Fleet
 from .opt_engine import OptEngine, Trial
-from .registry import hand_over
+from .registry import audit_place, hand_over
 from .rungs import Standing
 from .space import describe
 from .tracker import Tracker
@@ -149,7 +150,7 @@ class Study:
         self.folder, self.max_steps = settings.folder, settings.base_hparams().max_steps
         self.engine = OptEngine(settings, self.folder / 'study.journal')
         self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
-        self.tracker = Tracker(settings.tracking, self.folder, view.say)
+        self.tracker = Tracker(settings.tracking, self.folder, view.say, AuditLog(audit_place(settings.tracking.uri, settings.runs)))
         self.trials: dict[str, Trial] = {}
         self.readers: dict[str, MetricsReader] = {}
         self.watches: dict[str, RunWatch] = {}
@@ -334,7 +335,7 @@ def _hand_over(study: Study, final: Decision) -> Path:
     if samples: tracker.artifacts(final.subject, samples[-1], 'samples')
     tracker.tag('study', {'tts_tuner.winner': final.subject, 'tts_tuner.why': final.reason})
     told = tracker.register(model, final.evidence[0].numbers.get('score', 0.0), study.data.digest, study.settings.auto_deploy_best)
-    if decision := told.result(): study.book.record([decision])
+    study.book.record(told.result() or [])
     return model
 
 # %% ../../nbs/tuner/65_loop.ipynb #1b78beaa
