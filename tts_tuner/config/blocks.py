@@ -198,7 +198,7 @@ class Optimization(Strict):
     "How settings are proposed, and when weak trials are given up"
     sampler: Literal['tpe', 'cma_es', 'gp', 'random', 'grid', 'bohb'] = Field(
         default='tpe', description='who draws: Parzen estimator, covariance matrix, Gaussian process, chance, each point of a grid, TPE with budgets')
-    pruner: Literal['rungs', 'hyperband', 'successive_halving', 'median', 'none'] = Field(default='rungs', description='who shares out the steps')
+    pruner: Literal['rungs', 'hyperband', 'successive_halving', 'median', 'promotion', 'none'] = Field(default='rungs', description='who shares out the steps')
     tpe: TPE = TPE()
     cma_es: CmaEs = CmaEs()
     bohb: Bohb = Bohb()
