@@ -1,4 +1,4 @@
-"""Every trial becomes a run in MLflow under one parent, and the winner a version in its registry
+"""Study, trial and generation become runs in MLflow, one below the other, and the winner a version in its registry
 
 Docs: https://tts-tuner.github.io/tts_tuner/tuner/tracker.html.md"""
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -64,8 +65,9 @@ class Tracker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='mlflow')
         self._client: Any = None
         self._experiment = ''
-        self._runs: dict[str, dict[str, Any]] = {}  # name -> id, sent
+        self._runs: dict[str, dict[str, Any]] = {}  # name -> id, sent; key: names the study among all that ever had its name
         with contextlib.suppress(FileNotFoundError): self._runs = json.loads((self.folder / 'mlflow.json').read_text())
+        self._again = 'key' in self._runs  # an earlier process may have made runs that it could not note
 
     def _do(self, work: Callable[[], Any]) -> Future[Any]:
         "Queue `work`; the first failure is said, and everything after it is skipped"
@@ -80,9 +82,12 @@ class Tracker:
         return self._pool.submit(guarded)
 
     def _run(self, name: str, title: str, tags: Mapping[str, str]) -> str:
-        "Id of the MLflow run kept as `name`; made under `title` when absent"
+        "Id of the MLflow run kept as `name`; made under `title` when absent, unless a process that was killed has made it"
         if name not in self._runs:
-            self._runs[name] = dict(id=self._client.create_run(self._experiment, run_name=title, tags=dict(tags)).info.run_id, sent=0.0)
+            mark = f'{self._runs["key"]["id"]}/{name}'
+            made = self._client.search_runs([self._experiment], f"tags.`tts_tuner.key` = '{mark}'", max_results=1) if self._again else []
+            run = made[0] if made else self._client.create_run(self._experiment, run_name=title, tags={**tags, 'tts_tuner.key': mark})
+            self._runs[name] = dict(id=run.info.run_id, sent=0.0)
             self._keep()
         return self._runs[name]['id']
 
@@ -98,6 +103,8 @@ class Tracker:
         def work() -> None:
             self._client, self._experiment = connect_mlflow(self.tracking.uri, self.tracking.experiment, self.artifact_store)
             known = 'study' in self._runs
+            if 'key' not in self._runs: self._runs['key'] = dict(id=uuid.uuid4().hex, sent=0.0)
+            self._keep()
             from tts_tuner.training.metadata import as_tags, run_metadata
             facts = {} if known else as_tags(run_metadata(tags.get('digest', '')))
             parent = self._run('study', study, {'tts_tuner.study': study, **facts, **tags})
@@ -115,12 +122,22 @@ class Tracker:
         params: Mapping[str, Any],  # its hyper-parameters
         role: str,
     ) -> None:
-        "Open a trial's run below the parent"
-        def work() -> None:
-            if name in self._runs: return
-            run = self._run(name, name, {'mlflow.parentRunId': self._runs['study']['id'], 'tts_tuner.role': role})
-            self._params(run, params)
-        self._do(work)
+        "Open a trial's run below the study's"
+        self._do(lambda: self._open(name, 'study', params, role))
+
+    def generation(
+        self,
+        name: str,  # "t003/g002"
+        params: Mapping[str, Any],  # its hyper-parameters
+        role: str,
+    ) -> None:
+        "Open a generation's run below that of its trial, which must be open"
+        self._do(lambda: self._open(name, name.rpartition('/')[0], params, role))
+
+    def _open(self, name: str, above: str, params: Mapping[str, Any], role: str) -> None:
+        if name in self._runs: return
+        run = self._run(name, name, {'mlflow.parentRunId': self._runs[above]['id'], 'tts_tuner.role': role})
+        self._params(run, params)
 
     def metrics(
         self,
@@ -143,7 +160,7 @@ class Tracker:
         "Tag a trial's run with what its trainer wrote down about code, environment and machine"
         from mlflow.entities import RunTag
         from tts_tuner.training.metadata import as_tags
-        for path in sorted(self.folder.glob(f'{name}/g*/metadata.json'))[-1:]:
+        for path in sorted(p for pattern in (f'{name}/metadata.json', f'{name}/g*/metadata.json') for p in self.folder.glob(pattern))[-1:]:
             facts = as_tags(json.loads(path.read_text()))
             self._client.log_batch(self._runs[name]['id'], tags=[RunTag(k, v) for k, v in facts.items()])
 
@@ -158,9 +175,12 @@ class Tracker:
         self._do(work)
 
     def finish(self, name: str, status: str) -> None:
-        "End a run: FINISHED, KILLED or FAILED"
+        "End a run: FINISHED, KILLED or FAILED; generations of a trial that are still open end with it"
         def work() -> None:
-            if name in self._runs: self._client.set_terminated(self._runs[name]['id'], status)
+            for n in [k for k in self._runs if k == name or (k.startswith(f'{name}/') and not self._runs[k].get('ended'))]:
+                self._client.set_terminated(self._runs[n]['id'], status)
+                self._runs[n]['ended'] = True
+            self._keep()
         self._do(work)
 
     def register(
