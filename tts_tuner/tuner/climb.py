@@ -132,7 +132,7 @@ def _turn(s: Standing, kind: str, why: str) -> Decision:
     verdict, words = ('promising', 'goes on') if kind == 'promote' else ('outranked', 'is given up')
     return Decision(kind, s.trial, s.step, f'{s.trial} {words}: {why}.', (standing_evidence(s, verdict, why, promise=promise(s)),))
 
-# %% ../../nbs/tuner/61f_climb.ipynb #e272d77e
+# %% ../../nbs/tuner/61f_climb.ipynb #830a4035
 def _nobody(standings: Sequence[Standing]) -> None:
     "Nobody wants to know"
 
@@ -151,9 +151,10 @@ def climb(
     last = max((len(b.stages) for b in plan.brackets), default=0)
     try:
         for r, group in enumerate(rounds):
-            going = [n for b in group for n in (walk.promotion(b) if plan.pruner == 'promotion' else walk.ladder(b))]
-            going = walk.meet(going, last)
-            stands = walk.look(going, plan.max_steps, last) if going else []
+            if plan.pruner == 'promotion': stands = [walk.last[n] for b in group for n in walk.promotion(b)]  # they are at the end
+            else:
+                going = walk.meet([n for b in group for n in walk.ladder(b)], last)
+                stands = walk.look(going, plan.max_steps, last) if going else []
             record([cannot_go_on(s) for s in stands if s.failure], last + 1)
             ends += [s for s in stands if not s.failure]
             if r + 1 < len(rounds): ended([s for s in stands if not s.problem])

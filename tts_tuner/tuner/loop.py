@@ -83,7 +83,6 @@ def ladder_of(
 ) -> Ladder:
     "How a study shares out its steps; the sampler bohb brings budgets of its own"
     o = settings.optimization
-    if not hasattr(o, 'hyperband'): return Ladder(settings.base_hparams().max_steps, settings.rungs)
     bohb, h = o.sampler == 'bohb', o.hyperband
     low, high = (o.bohb.min_budget, o.bohb.max_budget) if bohb else (h.min_resource, h.max_resource)
     return Ladder(settings.base_hparams().max_steps, settings.rungs, 'bohb' if bohb else o.pruner, low, high, h.reduction_factor)
