@@ -25,8 +25,8 @@ except ImportError:  # Windows: runs that make the same new database at the same
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['MetricSink', 'JsonlSink', 'read_metrics', 'metrics_row', 'rewind', 'TensorBoardSink', 'telemetry_off',
-           'tracker_trouble', 'impatient', 'mlflow_client', 'connect_mlflow', 'MLflowSink', 'SinkGroup']
+__all__ = ['Numbers', 'MetricSink', 'JsonlSink', 'read_metrics', 'metrics_row', 'rewind', 'TensorBoardSink', 'telemetry_off',
+           'tracker_trouble', 'impatient', 'mlflow_client', 'connect_mlflow', 'QueuedSink', 'MLflowSink', 'SinkGroup']
 
 # %% ../../nbs/training/51_sinks.ipynb #328cfe27
 @runtime_checkable
@@ -235,11 +235,91 @@ def connect_mlflow(
         if not place and uri.startswith('sqlite:///'): place = (Path(uri.removeprefix('sqlite:///')).resolve().parent / 'mlartifacts').as_uri()
         return client, client.create_experiment(experiment, artifact_location=place or None)
 
-# %% ../../nbs/training/51_sinks.ipynb #b04d6e19
+# %% ../../nbs/training/51_sinks.ipynb #5ded7365
+Numbers = tuple[int, int, dict[str, float]]  # step, milliseconds since 1970, metrics
+
+
+class QueuedSink:
+    "Feeds a slow listener from a thread"
+
+    def __init__(
+        self,
+        listener: str,  # as people call it: "MLflow at http://localhost:5000"
+        every: int = 10,  # of the numbers of each step, one in so many is sent; validations always
+        say: Callable[[str], None] = print,  # takes one sentence when the listener fails
+    ):
+        self.listener, self.every, self.say, self.failure = listener, every, say, ''
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=type(self).__name__, daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step % self.every == 0 or 'val_loss' in metrics: self._put('numbers', (step, int(time.time() * 1000), dict(metrics)))
+
+    def audio(self, step: int, name: str, path: Path) -> None: self._put('audio', (step, name, path))
+
+    def figure(self, step: int, name: str, path: Path) -> None: self._put('figure', (step, name, path))
+
+    def flush(self) -> None:
+        "Nothing to do: the thread writes as fast as the listener takes it"
+
+    def close(self, state: str = 'finished') -> None:
+        if self._closing.is_set(): return
+        self._put('close', state)
+        self._closing.set()
+        self._thread.join(timeout=60)
+        if self._thread.is_alive(): self._fail('it did not answer for a minute')
+
+    def _begin(self) -> None:
+        "Connect; in the thread, as the next three"
+
+    def _numbers(self, rows: Sequence[Numbers]) -> None:
+        "Send numbers, in the order of logging"
+
+    def _file(self, kind: str, step: int, name: str, path: Path) -> None:
+        "Send a sound (audio) or a picture (figure)"
+
+    def _end(self, state: str) -> None:
+        "Say goodbye"
+
+    def _put(self, kind: str, what: Any) -> None:
+        if not self.failure: self._queue.put((kind, what))
+
+    def _fail(self, why: object) -> None:
+        if self.failure: return
+        reason = tracker_trouble(why) if isinstance(why, BaseException) else str(why)
+        self.failure = f'{self.listener} is not written any more ({reason}); training goes on.'
+        self.say(self.failure)
+
+    def _work(self) -> None:
+        try:
+            self._begin()
+            while self._send(): pass
+        except ModuleNotFoundError as e: self._fail(f'the package {e.name} is not installed')
+        except Exception as e:  # whatever the listener or its database raises must not end a training run; it is said aloud
+            self._fail(e)
+
+    def _send(self) -> bool:
+        "Write what has come together; False after the last"
+        items = [self._queue.get()]
+        self._closing.wait(1.0)  # more comes together in a second
+        with contextlib.suppress(queue.Empty):
+            while True: items.append(self._queue.get_nowait())
+        rows = [what for kind, what in items if kind == 'numbers']
+        if rows: self._numbers(rows)
+        for kind, what in items:
+            if kind in ('audio', 'figure'): self._file(kind, *what)
+            if kind == 'close':
+                self._end(what)
+                return False
+        return True
+
+# %% ../../nbs/training/51_sinks.ipynb #e4c71dd6
 _STATES = {'finished': 'FINISHED', 'paused': 'FINISHED', 'stopped': 'KILLED', 'failed': 'FAILED'}
 
 
-class MLflowSink:
+class MLflowSink(QueuedSink):
     "Feeds one MLflow run from a thread; a resumed run goes on in the same one"
 
     def __init__(
@@ -256,46 +336,24 @@ class MLflowSink:
     ):
         self.run_dir, self.uri, self.experiment = Path(run_dir), uri, experiment
         self.run_name, self.parent_run_id = run_name or self.run_dir.name, parent_run_id
-        self.params, self.tags, self.every, self.say = dict(params or {}), dict(tags or {}), every, say
-        self.failure = ''
-        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name='mlflow', daemon=True)
-        self._thread.start()
+        self.params, self.tags = dict(params or {}), dict(tags or {})
+        super().__init__(f'MLflow at {uri}', every, say)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step % self.every == 0 or 'val_loss' in metrics: self._put('metrics', (step, int(time.time() * 1000), dict(metrics)))
+    def _begin(self) -> None:
+        self._client, experiment_id = connect_mlflow(self.uri, self.experiment)
+        self._run_id = self._run(self._client, experiment_id)
 
-    def audio(self, step: int, name: str, path: Path) -> None: self._put('file', (path, f'samples/step_{step:06d}'))
+    def _numbers(self, rows: Sequence[Numbers]) -> None:
+        from mlflow.entities import Metric
+        points = [Metric(k, float(v), when, step) for step, when, metrics in rows for k, v in metrics.items()]
+        for i in range(0, len(points), 1000): self._client.log_batch(self._run_id, metrics=points[i:i + 1000])
 
-    def figure(self, step: int, name: str, path: Path) -> None: self._put('file', (path, f'samples/step_{step:06d}'))
+    def _file(self, kind: str, step: int, name: str, path: Path) -> None:
+        self._client.log_artifact(self._run_id, str(path), f'samples/step_{step:06d}')
 
-    def flush(self) -> None:
-        "Nothing to do: the thread writes as fast as the store takes it"
-
-    def close(self, state: str = 'finished') -> None:
-        self._put('close', state)
-        self._closing.set()
-        self._thread.join(timeout=60)
-        if self._thread.is_alive(): self._fail('did not answer for a minute')
-
-    def _put(self, kind: str, what: Any) -> None:
-        if not self.failure: self._queue.put((kind, what))
-
-    def _fail(self, why: object) -> None:
-        if self.failure: return
-        reason = tracker_trouble(why) if isinstance(why, BaseException) else str(why)
-        self.failure = f'MLflow at {self.uri} is not written any more ({reason}); training goes on.'
-        self.say(self.failure)
-
-    def _work(self) -> None:
-        try:
-            client, experiment_id = connect_mlflow(self.uri, self.experiment)
-            run_id = self._run(client, experiment_id)
-            while self._send(client, run_id): pass
-        except ModuleNotFoundError as e: self._fail(f'the package {e.name} is not installed')
-        except Exception as e:  # whatever the tracker or its database raises must not end a training run; it is said aloud
-            self._fail(e)
+    def _end(self, state: str) -> None:
+        self._client.set_tag(self._run_id, 'tts_tuner.state', state)
+        self._client.set_terminated(self._run_id, _STATES.get(state, 'FAILED'))
 
     def _run(self, client: Any, experiment_id: str) -> str:
         "Id of the MLflow run: the one of the run folder, or a new one"
@@ -310,23 +368,6 @@ class MLflowSink:
         client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in self.params.items()][:100])
         write_atomic(note, json.dumps(dict(uri=self.uri, experiment=self.experiment, run_id=run_id)))
         return run_id
-
-    def _send(self, client: Any, run_id: str) -> bool:
-        "Write what has come together; False after the last"
-        from mlflow.entities import Metric
-        items = [self._queue.get()]
-        self._closing.wait(1.0)  # more comes together in a second
-        with contextlib.suppress(queue.Empty):
-            while True: items.append(self._queue.get_nowait())
-        rows = [Metric(k, float(v), when, step) for kind, what in items if kind == 'metrics' for step, when, m in (what,) for k, v in m.items()]
-        for i in range(0, len(rows), 1000): client.log_batch(run_id, metrics=rows[i:i + 1000])
-        for kind, what in items:
-            if kind == 'file': client.log_artifact(run_id, str(what[0]), what[1])
-            if kind == 'close':
-                client.set_tag(run_id, 'tts_tuner.state', what)
-                client.set_terminated(run_id, _STATES.get(what, 'FAILED'))
-                return False
-        return True
 
 # %% ../../nbs/training/51_sinks.ipynb #b79764e3
 class SinkGroup:
