@@ -39,7 +39,8 @@ from .takeover import takeover
 from .warm_start import DoesNotFit, check_architecture
 
 # %% auto #0
-__all__ = ['STOPPING', 'Attentive', 'Trainer', 'run_training', 'train', 'load', 'validate', 'export_model', 'examine']
+__all__ = ['STOPPING', 'Attentive', 'Trainer', 'run_training', 'train', 'load', 'voice_and_clips', 'validate', 'export_model',
+           'examine']
 
 # %% ../../nbs/training/55_trainer.ipynb #6b5b59b3
 STOPPING = ('SIGINT', 'SIGTERM')
@@ -373,8 +374,13 @@ def load(
     return model.eval(), hp, SymbolTable.from_dict(voice['symbols']), voice
 
 
-def _voice_and_clips(path: str | Path, corpus: str | Path, cache_dir: str | Path, device: str) -> tuple[Tacotron2, HParams, FeatureSet, int]:
-    "A model, its settings, the corpus as it sees it, and the step it was trained to"
+def voice_and_clips(
+    path: str | Path,  # a checkpoint or a model file
+    corpus: str | Path,  # folder in the LJSpeech layout
+    cache_dir: str | Path,  # features
+    device: str = 'cpu',
+) -> tuple[Tacotron2, HParams, FeatureSet, int]:
+    "A model, its settings, the corpus as it sees it, and the step it was trained to; UserError when the symbols are not the model's"
     model, hp, table, voice = load(path, device)
     features = build_features(read_corpus(Path(corpus), hp), hp, Path(cache_dir))
     check_architecture(voice, hp, features.table, 'use the corpus the model was trained on')
@@ -388,7 +394,7 @@ def validate(
     device: str = 'cpu',
 ) -> Evaluation:
     "Validate a model on the held-out clips of a corpus; UserError when their symbols are not the model's"
-    model, hp, features, step = _voice_and_clips(path, corpus, cache_dir, device)
+    model, hp, features, step = voice_and_clips(path, corpus, cache_dir, device)
     return evaluate(model, features, split(features, hp)[1], hp, step, cache=cache_dir)
 
 def export_model(
@@ -408,7 +414,7 @@ def examine(
     least: int = 8,  # sentences below which a share says too little
 ) -> Evaluation | None:  # None when fewer than `least` sentences are left
     "Let a model speak the held-out sentences that were never spoken freely before"
-    model, hp, features, step = _voice_and_clips(path, corpus, cache_dir, device)
+    model, hp, features, step = voice_and_clips(path, corpus, cache_dir, device)
     train, held = split(features, hp)
     fresh = list(held)[:-hp.n_free_running]
     if len(fresh) < least: return None
