@@ -19,8 +19,8 @@ from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.settings import Rungs, load_settings, save_settings
 from tts_tuner.tuner.budgets import PRUNERS, Ladder, account, account_text, extend, plan_from_json, plan_to_json
 from tts_tuner.tuner.climb import as_policy, climb, decide_median
-from tts_tuner.tuner.loop import Data, account_of, keep_facts, ladder_of, plan_of, replay, run_study
-from tts_tuner.tuner.opt_engine import OptEngine
+from tts_tuner.tuner.loop import Data, account_of, budget_plan, keep_facts, ladder_of, replay, run_study
+from tts_tuner.tuner.engines import open_engine
 from tts_tuner.tuner.replay import Task, halving, play
 from tts_tuner.tuner.rungs import Standing
 from tts_tuner.tuner.trials import PlainView, read_status
@@ -184,7 +184,7 @@ def test_a_study_under_each_pruner(tmp_path, monkeypatch, pruner):
     for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), (name, steps)
     assert [d.reason for d in decisions if d.subject == 't002'] == ['t002 cannot go on: NaN in the loss at step 5.'] and result.winner != 't002'
     assert replay(settings.folder) == decisions and result.decision.kind == 'final'
-    states = {t.name: t.state for t in OptEngine(settings, settings.folder / 'study.journal').trials()}
+    states = {t.name: t.state for t in open_engine(settings, read_only=True).trials()}
     assert 'running' not in states.values() and states['t002'] == 'fail'
     ends = {r.trial for r in result.rows if r.step == 200}
     assert result.winner in ends and {r.trial for r in result.rows if r.state == 'pruned'} == {d.subject for d in decisions if d.kind == 'prune'}
@@ -208,7 +208,7 @@ def test_killed_in_the_middle_of_any_of_them(tmp_path, pruner):
         while len(read_decisions(settings.folder / 'decisions.jsonl')) < begun + 2 and process.poll() is None and time.monotonic() < end: time.sleep(0.01)
         process.kill()
         process.wait()
-        plan = plan_of(settings.folder)
+        plan = budget_plan(settings.folder)
         if k == 0:
             for folder in settings.folder.glob('t*/g001'):
                 status = read_status(folder)
@@ -216,7 +216,7 @@ def test_killed_in_the_middle_of_any_of_them(tmp_path, pruner):
                     try: os.kill(status['pid'], signal.SIGKILL)
                     except ProcessLookupError: continue
     go(settings)
-    assert plan_of(settings.folder) == plan
+    assert budget_plan(settings.folder) == plan
     other = make(tmp_path, pruner, runs=str(tmp_path / 'other'))
     go(other)
     facts = lambda folder: [(d.kind, d.subject, d.step, d.reason) for d in timeless(folder) if d.kind != 'restart']
@@ -227,17 +227,17 @@ def test_killed_in_the_middle_of_any_of_them(tmp_path, pruner):
 @pytest.mark.parametrize('pruner', ['hyperband', 'median'])
 def test_more_trials_later_reshuffle_nobody(tmp_path, pruner):
     first = go(make(tmp_path, pruner, trials=4))
-    before, plan = timeless(first.folder), plan_of(first.folder)
+    before, plan = timeless(first.folder), budget_plan(first.folder)
     second = go(make(tmp_path, pruner, trials=9))
-    assert timeless(first.folder)[:len(before)] == before and plan_of(first.folder).brackets[:len(plan.brackets)] == plan.brackets
-    assert len(second.rows) == 9 and plan_of(first.folder).n_trials == 9 and account_of(first.folder).everything == 9 * 200
+    assert timeless(first.folder)[:len(before)] == before and budget_plan(first.folder).brackets[:len(plan.brackets)] == plan.brackets
+    assert len(second.rows) == 9 and budget_plan(first.folder).n_trials == 9 and account_of(first.folder).everything == 9 * 200
 
 
 def test_the_plan_is_on_disk_before_the_first_trial(tmp_path):
     settings = make(tmp_path, 'hyperband', trials=20)
     plan = keep_facts(settings, Data('corpus', 'abc'))
     save_settings(settings.folder / 'config.yaml', settings)
-    assert plan_of(settings.folder) == plan and [b.size for b in plan.brackets] == [11, 5, 4] and not list(settings.folder.glob('t*'))
+    assert budget_plan(settings.folder) == plan and [b.size for b in plan.brackets] == [11, 5, 4] and not list(settings.folder.glob('t*'))
     with pytest.raises(UserError, match='begun with the pruner "hyperband" and cannot go on with "median"'):
         keep_facts(make(tmp_path, 'median', trials=20), Data('corpus', 'abc'))
 
@@ -256,7 +256,7 @@ def test_a_study_that_noted_its_cohorts_only_goes_on(tmp_path):
     path = settings.folder / 'study.json'
     known, before = json.loads(path.read_text()), timeless(settings.folder)
     path.write_text(json.dumps({k: v for k, v in known.items() if k != 'plan'}))
-    assert plan_of(settings.folder) == plan_from_json(known['plan']) and replay(settings.folder) == before
+    assert budget_plan(settings.folder) == plan_from_json(known['plan']) and replay(settings.folder) == before
     go(make(tmp_path, 'rungs', trials=5))
     assert json.loads(path.read_text())['cohorts'] == [3, 2] and timeless(settings.folder)[:len(before)] == before
 

@@ -23,8 +23,9 @@ from .book import Book, noted_signals, study_lock
 from .budgets import Account, Ladder, Plan, account, extend, plan_from_cohorts, plan_from_json, plan_to_json
 from .climb import OutOfTime, climb
 from .early_stop import RunWatch, watch_for
+from .engine import Trial
+from .engines import open_engine
 from .fleet import Fleet
-from .opt_engine import OptEngine, Trial
 from .registry import audit_place, hand_over
 from .rungs import Standing
 from .space import describe
@@ -33,7 +34,7 @@ from .trainer_wrapper import TRAINER, Ending, TrainerJob, TrainerProcess, count_
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
-__all__ = ['Data', 'prepare_data', 'ladder_of', 'keep_facts', 'plan_of', 'account_of', 'where', 'Study', 'StudyResult',
+__all__ = ['Data', 'prepare_data', 'ladder_of', 'keep_facts', 'budget_plan', 'account_of', 'where', 'Study', 'StudyResult',
            'run_study', 'replay']
 
 # %% ../../nbs/tuner/65_loop.ipynb #262bfde8
@@ -106,7 +107,7 @@ def keep_facts(
     return plan
 
 
-def plan_of(
+def budget_plan(
     folder: str | Path,  # runs/STUDY
 ) -> Plan:
     "The plan of a study that was begun; UserError when it was not"
@@ -120,7 +121,7 @@ def account_of(
     folder: str | Path,  # runs/STUDY, also of one at work
 ) -> Account:
     "How the budget of a study was shared out so far, planned against spent"
-    plan, steps = plan_of(folder), {}
+    plan, steps = budget_plan(folder), {}
     for path in sorted(Path(folder).glob('t*/g001/metrics.jsonl')):
         reader = MetricsReader(path)
         reader.read()
@@ -147,7 +148,7 @@ class Study:
     def __init__(self, settings: RunSettings, data: Data, plan: Plan, view: StudyView, trainer: Sequence[str], poll: float, signals: list[int]) -> None:
         self.settings, self.data, self.plan, self.view, self.signals = settings, data, plan, view, signals
         self.folder, self.max_steps = settings.folder, settings.base_hparams().max_steps
-        self.engine = OptEngine(settings, self.folder / 'study.journal')
+        self.engine = open_engine(settings)
         self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
         self.tracker = Tracker(settings.tracking, self.folder, view.say, AuditLog(audit_place(settings.tracking.uri, settings.runs)))
         self.trials: dict[str, Trial] = {}
@@ -348,7 +349,7 @@ def replay(
     for r in readers.values(): r.read()
     taken: list[Decision] = []
     watches: dict[str, RunWatch] = {}
-    plan = plan_of(folder)
+    plan = budget_plan(folder)
 
     def measure(names: Sequence[str], step: int, rung: int) -> list[Standing]:
         def look(n: str) -> Standing:
