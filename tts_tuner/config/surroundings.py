@@ -123,16 +123,19 @@ class Email(Strict):
 class AlertRules(Strict):
     "What is worth telling"
     nan: bool = Field(default=True, description='numbers that are none')
+    failed: bool = Field(default=True, description='a trial or a study that cannot go on')
     restart: bool = Field(default=True, description='a trainer that had to be started again')
+    detector: bool = Field(default=True, description='what a detector warns of')
     plateau: bool = Field(default=True, description='nothing gained for a long time')
     gate_passed: bool = Field(default=True, description='a release gate that opened')
     target_reached: bool = Field(default=True, description='a score of at least target_score')
     target_score: float | None = Field(default=None, ge=0, le=1, description='null knows no target')
     finished: bool = Field(default=True, description='the end of the study')
+    deployed: bool = Field(default=True, description='a model that moves in the registry')
     disk_low: bool = Field(default=True, description='less than disk_low_gb left')
     disk_low_gb: float = Field(default=5.0, gt=0, description='room that is little, in GB')
     repeat_after: str = Field(default='1h', description='the same is not told again for so long')
-    per_hour: int = Field(default=20, ge=1, description='messages to a receiver in an hour at most')
+    per_hour: int = Field(default=6, ge=1, description='messages of one rule in an hour at most; the others are summed up in one')
 
     @field_validator('repeat_after', mode='before')
     @classmethod
