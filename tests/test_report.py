@@ -131,12 +131,12 @@ def test_torn_files_do_not_stop_the_report(study):
 
 def test_which_setting_mattered(tmp_path):
     "In a study whose outcome is the learning rate alone, the learning rate explains most"
-    from tts_tuner.tuner.opt_engine import OptEngine
+    from tts_tuner.tuner.engines import open_engine
 
     folder = toy_study(tmp_path / 'runs' / 'toy')
     settings = load_settings(None, ['study=toy', f'runs={tmp_path}/runs', 'trials=14', 'recipe_first=false', 'failure_example=false', 'optimization.sampler=random'])
     save_settings(folder / 'config.yaml', settings)
-    engine = OptEngine(settings, folder / 'study.journal')
+    engine = open_engine(settings)
     engine.ask(14)
     for t in engine.trials(): engine.tell(t.number, 'complete', max(0.0, 1 - abs(np.log(t.params['learning_rate'] / 8e-3))))
     before = (folder / 'study.journal').read_bytes()

@@ -17,7 +17,7 @@ from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.settings import RunSettings, load_settings
 from tts_tuner.tuner.book import StudyStopped
 from tts_tuner.tuner.loop import Data, keep_facts, prepare_data, replay, run_study
-from tts_tuner.tuner.opt_engine import OptEngine, repair_journal
+from tts_tuner.tuner.engines import open_engine
 from tts_tuner.tuner.rungs import choose_winner
 from tts_tuner.tuner.trainer_wrapper import TrainerJob, TrainerProcess, ending_of, find_trainer, stop_trainers
 from tts_tuner.tuner.trials import MetricsReader, PlainView, best_standing, read_status
@@ -102,7 +102,7 @@ def test_killed_at_random_moments(tmp_path):
     process = drive(settings, tmp_path)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert len(OptEngine(settings, settings.folder / 'study.journal').trials()) == 4
+    assert len(open_engine(settings, read_only=True).trials()) == 4
     for name, steps in steps_of(settings.folder).items(): assert steps == list(range(1, len(steps) + 1)), (name, steps)
     undisturbed = make(tmp_path, trials=4, runs=str(tmp_path / 'other'))
     go(undisturbed)
@@ -155,7 +155,7 @@ def test_nan_is_recorded_and_not_promoted(tmp_path, monkeypatch, where):
     stop = [d for d in timeless(settings.folder) if d.subject == 't000' and d.kind == 'stop']
     assert len(stop) == 1 and 'NaN in the loss' in stop[0].reason and result.winner != 't000'
     assert next(r for r in result.rows if r.trial == 't000').state == 'failed'
-    assert OptEngine(settings, settings.folder / 'study.journal').trials()[0].state == 'fail'
+    assert open_engine(settings, read_only=True).trials()[0].state == 'fail'
     assert [d for d in replay(settings.folder)] == timeless(settings.folder)
     before = timeless(settings.folder)
     go(settings)
@@ -173,7 +173,7 @@ def test_a_run_that_explodes_is_given_up_between_rungs(tmp_path, monkeypatch, pa
     assert alert.subject == 't000' and alert.evidence[0].verdict == 'diverging' and 60 <= alert.step <= 100 and result.winner != 't000'
     stop = [d for d in timeless(settings.folder) if d.subject == 't000' and d.kind == 'stop']
     assert len(stop) == 1 and 'its loss explodes' in stop[0].reason
-    assert OptEngine(settings, settings.folder / 'study.journal').trials()[0].state == 'fail'
+    assert open_engine(settings, read_only=True).trials()[0].state == 'fail'
     if pace == '0.01': assert max(steps_of(settings.folder)['t000']) < 120, 'it was interrupted'
     assert sorted(map(str, replay(settings.folder))) == sorted(map(str, timeless(settings.folder)))
     before = timeless(settings.folder)
@@ -317,10 +317,10 @@ def test_mlflow_holds_the_tree_and_the_model(tmp_path, monkeypatch):
 
 
 def test_engine_survives_torn_journal_and_warns_of_nothing(tmp_path):
-    settings, path = RunSettings(trials=9), tmp_path / 'study.journal'
+    settings = RunSettings(trials=9)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        engine = OptEngine(settings, path)
+        engine = open_engine(settings, tmp_path)
         for n in range(1, 10):
             engine.ask(n)
             engine.report(n - 1, 40, 0.1 * n)
@@ -328,9 +328,9 @@ def test_engine_survives_torn_journal_and_warns_of_nothing(tmp_path):
             engine.tell(n - 1, 'complete' if n % 2 else 'pruned', 0.1 * n)
             engine.tell(n - 1, 'fail')
         names = [t.overrides for t in engine.trials()]
-        with open(path, 'ab') as f: f.write(b'{"op_code": 4, "worker')
-        assert repair_journal(path) == 22
-        again = OptEngine(settings, path)
+        with open(tmp_path / 'study.journal', 'ab') as f: f.write(b'{"op_code": 4, "worker')
+        again = open_engine(settings, tmp_path)
+        assert (tmp_path / 'study.journal').read_bytes().endswith(b'}\n')
         assert [t.overrides for t in again.trials()] == names and again.trials()[2].reports == {40: pytest.approx(0.3)}
         assert again.importance()
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 import time
 import zipfile
 import zlib
@@ -272,19 +270,20 @@ def winner_settings(study: StudyFacts) -> list[tuple[str, str, str]]:
 # %% ../nbs/80_report.ipynb #88cc0aee
 def importance(study: StudyFacts) -> tuple[list[tuple[str, float]], str]:
     "Share of each searched setting, largest first, and a sentence about how much to believe it"
-    journal, config = study.folder / 'study.journal', study.folder / 'config.yaml'
+    config = study.folder / 'config.yaml'
     few = 'Too few trials were measured to say which setting mattered; the table of trials above shows what was tried.'
-    if not journal.is_file() or not config.is_file(): return [], few
+    if not config.is_file(): return [], few
     from tts_tuner.config.settings import load_settings
-    from tts_tuner.tuner.opt_engine import OptEngine
+    from tts_tuner.tuner.engines import open_engine
 
-    with tempfile.TemporaryDirectory() as folder:  # a copy, since the study may be running
-        copy = Path(shutil.copy(journal, Path(folder) / 'study.journal'))
-        try:
-            engine = OptEngine(load_settings(config), copy)
-            shares = engine.importance()
-        except TTSTunerError as e: return [], f'The record of the search cannot be read ({e}).'
+    try:
+        settings = load_settings(config)
+        if settings.storage is None and not (study.folder / 'study.journal').is_file(): return [], few
+        engine = open_engine(settings, study.folder, read_only=True)  # the study may be running
+        shares = engine.importance()
         n = sum(1 for t in engine.trials() if t.params and t.value is not None)
+        engine.close()
+    except TTSTunerError as e: return [], f'The record of the search cannot be read ({e}).'
     if not shares: return [], few
     doubt = (f'With {n} trials this is a hint, not a finding: another seed may turn the order round.' if n < 20
              else f'Computed from {n} trials; shares below a few percent are noise.')

@@ -1,4 +1,4 @@
-"""Optuna by ask and tell: one process owns the study, every trial is written down before it is run, and none is lost when that process dies
+"""Optuna by ask and tell: every trial is written down before it is run, none is lost when a process dies, and any number of workers may share a study
 
 Docs: https://tts-tuner.github.io/tts_tuner/tuner/opt_engine.html.md"""
 
@@ -9,150 +9,250 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from ..config.errors import TTSTunerError
-from ..config.settings import RunSettings
-from .space import fixed_trials, recipe, to_distribution, trial_overrides
+from ..config.errors import TTSTunerError, UserError
+from .engine import Proposer, SearchPlan, Trial, excess
+from .samplers import Grid, NumberedSampler, check_sampler, lesson, sampler_notes, seed_for
+from .space import FixedTrial, difference, in_order, misfit, to_distribution, to_plain
+from .study_store import USUAL, Journal, Patience, is_url, open_database
 
 # %% auto #0
-__all__ = ['Trial', 'repair_journal', 'OptEngine']
-
-# %% ../../nbs/tuner/62_opt_engine.ipynb #1cccdf92
-@dataclass(frozen=True)
-class Trial:
-    "A trial as the study knows it"
-    number: int  # 0, 1, 2 ... in the order of asking
-    role: str  # "recipe", "failure example" or "proposal"
-    params: dict[str, Any] = field(default_factory=dict)  # drawn values
-    overrides: dict[str, Any] = field(default_factory=dict)  # all hyper-parameters that differ from the preset
-    state: str = 'running'  # running, complete, pruned or fail
-    value: float | None = None  # score, or last report of a pruned trial
-    reports: dict[int, float] = field(default_factory=dict)  # step -> value
-
-    @property
-    def name(self) -> str: return f't{self.number:03}'
-
-# %% ../../nbs/tuner/62_opt_engine.ipynb #11fa32c8
-def repair_journal(
-    path: str | Path,  # study.journal
-) -> int:  # bytes cut off
-    "Remove what a killed writer left behind; call only while no other process uses the study"
-    path = Path(path)
-    with contextlib.suppress(FileNotFoundError): path.with_name(path.name + '.lock').unlink()
-    if not path.exists(): return 0
-    raw = path.read_bytes()
-    whole = raw.rfind(b'\n') + 1
-    if whole < len(raw):
-        with open(path, 'r+b') as f: f.truncate(whole)
-    return len(raw) - whole
+__all__ = ['OptEngine']
 
 # %% ../../nbs/tuner/62_opt_engine.ipynb #23b1c9f6
 class OptEngine:
-    "The study: which settings next, and what came of the earlier ones"
+    "A study kept by Optuna: which settings next, and what came of the earlier ones"
 
     def __init__(
         self,
-        settings: RunSettings,
-        path: str | Path,  # study.journal
+        plan: SearchPlan,
+        store: str | Path,  # study.journal, or the URL of a database
+        proposer: Proposer | None = None,  # draws the values; None takes the sampler of the plan
+        patience: Patience = USUAL,  # with a locked store
+        read_only: bool = False,  # look at a study that another process may be writing
     ) -> None:
         import optuna
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.plan, self.store, self._patience, self._read_only = plan, store, patience, read_only
+        self._order = in_order(plan.space)
+        self._space = {name: to_distribution(plan.space[name]) for name in self._order}
+        if proposer is None: check_sampler(plan)
+        grid = Grid(plan) if proposer is None and plan.sampler == 'grid' else None
+        self._proposer: Proposer | None = proposer or grid
+        self.notes: tuple[str, ...] = sampler_notes(plan) if proposer is None else ()
+        self._thread = threading.RLock()
+        self._journal: Journal | None = None
+        self._whole = 0  # trials below this number are known to be complete on disk
+        self._seen: dict[int, tuple[Any, Trial]] = {}
+        self.fixed: tuple[FixedTrial, ...] = plan.fixed
+        self._open()
+        if grid: self.notes = (*self.notes, f'The grid has {len(grid)} points.')
+        self.limit: int | None = len(self.fixed) + len(grid) if grid else None
+
+    def _open(self) -> None:
+        "Open the store and the study; TTSTunerError when the store is damaged"
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.settings, self.path = settings, Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        repair_journal(self.path)
+        where = str(self.store) if not is_url(self.store) else 'The study'
         try:
-            self.storage = JournalStorage(JournalFileBackend(str(self.path)))
-            self.study = optuna.create_study(study_name=settings.study, storage=self.storage, direction='maximize',
-                                             sampler=self._sampler(0), pruner=optuna.pruners.NopPruner(), load_if_exists=True)
-        except (ValueError, KeyError) as e: raise TTSTunerError(f'{self.path} is damaged ({e}); move it away to begin the study anew.') from e
-        self._study_id = self.storage.get_study_id_from_name(settings.study)
-        self._space = {name: to_distribution(dim) for name, dim in settings.space().items()}
+            if is_url(self.store): self.storage = open_database(str(self.store), self._patience)
+            else:
+                self._journal = Journal(self.store, self._patience, self._read_only)
+                self.storage = JournalStorage(self._journal)  # type: ignore[arg-type]  # a journal by its methods
+            with self._together(again=False): self._begin()
+        except (ValueError, KeyError, AssertionError, TypeError) as e:
+            raise TTSTunerError(f'{where} is damaged ({e}); move it away to begin the study anew.') from e
 
-    def _sampler(self, number: int) -> Any:
-        "Sampler of the proposal with this number"
-        from optuna.samplers import RandomSampler, TPESampler
-        seed = (self.settings.seed * 100_003 + number) % 2**32
-        if self.settings.optimization.sampler == 'random': return RandomSampler(seed=seed)
-        return TPESampler(n_startup_trials=self.settings.n_startup_trials, seed=seed)
+    def _begin(self) -> None:
+        "Find the study or make it; UserError when it is one of another space"
+        import optuna
+        sampler, pruner = NumberedSampler(self.plan), optuna.pruners.NopPruner()
+        exists = any(s.study_name == self.plan.study for s in self.storage.get_all_studies())
+        if not exists and self._read_only: raise UserError(f'{self.store} holds no study "{self.plan.study}".')
+        self.study = (optuna.load_study(study_name=self.plan.study, storage=self.storage, sampler=sampler, pruner=pruner) if exists else  # type: ignore[arg-type]
+                      optuna.create_study(study_name=self.plan.study, storage=self.storage, direction='maximize', sampler=sampler,  # type: ignore[arg-type]
+                                          pruner=pruner, load_if_exists=True))
+        self._study_id = self.storage.get_study_id_from_name(self.plan.study)
+        kept, now = self.storage.get_study_user_attrs(self._study_id), to_plain(self.plan.space)
+        if 'space' not in kept:
+            kept = dict(space=self._drawn() or now, earlier=[vars(t) for t in self.plan.earlier()] if self.plan.earlier and not exists else [])
+            if not self._read_only:
+                for key in ('earlier', 'space'): self.storage.set_study_user_attr(self._study_id, key, kept[key])  # the space last: it says that all is there
+        if said := difference(kept['space'], now):
+            raise UserError(f'Study "{self.plan.study}" was begun with another search space ({said}); give the same, or another --study name for a new one.')
+        self.fixed = (*self.plan.fixed, *(FixedTrial(**t) for t in kept['earlier']))
 
-    def _id(self, number: int) -> int: return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+    def _drawn(self) -> dict[str, Any] | None:
+        "Space of a study that does not say it, by its trials; None when they fit the plan's"
+        for t in self.storage.get_all_trials(self._study_id, deepcopy=False):
+            for name, was in t.distributions.items():
+                if self._space.get(name) != was: return {**to_plain(self.plan.space), name: dict(type='choice', choices=[str(was)])}
+        return None
+
+    @contextlib.contextmanager
+    def _together(self, again: bool = True) -> Iterator[None]:
+        "Changes that belong together: in a journal all of them are written, or none"
+        with self._thread:
+            if self._journal is None or self._read_only:
+                yield
+                return
+            try:
+                with self._journal.held(): yield
+            except BaseException:
+                if again: self._open()  # what was not written is forgotten
+                raise
 
     def ask(
         self,
         n: int,  # trials the study shall have
     ) -> None:
-        "Make sure that the study has `n` trials, each complete on disk"
-        for number in range(n):
-            frozen = self.study.get_trials(deepcopy=False)
-            if number >= len(frozen): self._add(number)
-            elif frozen[number].state.name in ('RUNNING', 'WAITING'): self._fill(number)
+        "Make sure that the study has `n` trials, each complete on disk; UserError when the sampler has no more"
+        if n <= self._whole: return
+        self._allow(n)
+        with self._together():
+            have = self.storage.get_all_trials(self._study_id, deepcopy=False)
+            for t in have[self._whole:n]:
+                if not t.state.is_finished(): self._complete(t)
+            for _ in range(len(have), n): self._new()
+        self._whole = n
 
-    def _add(self, number: int) -> None:
-        "A fixed trial as long as there are some, then proposals"
-        from optuna.trial import TrialState, create_trial
-        fixed = fixed_trials(self.settings)
-        if number >= len(fixed):
-            self.study.sampler = self._sampler(number)
-            self.study.ask(self._space)
-            return
-        plan = fixed[number]
-        attrs = dict(role=plan.role, changes=plan.changes)
-        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=plan.params, user_attrs=attrs,
-                                          distributions={k: self._space[k] for k in plan.params}))
+    def claim(self) -> Trial:
+        "A new trial, complete on disk, that no other worker is given; UserError when the sampler has no more"
+        with self._together():
+            self._allow(self.storage.get_n_trials(self._study_id) + 1)
+            number = self._new()
+        return self._view(self.storage.get_trial(self._id(number)))
 
-    def _fill(self, number: int) -> None:
+    def _allow(self, n: int) -> None:
+        if self.limit is not None and n > self.limit:
+            raise UserError(f'The grid of study "{self.plan.study}" has no more points: there are {self.limit} trials with the fixed ones, and {n} are wanted.')
+
+    def _new(self) -> int:
+        "One more trial; its number"
+        trial = self.study.ask()
+        self._propose(trial, trial.number)
+        return trial.number
+
+    def _complete(self, frozen: Any) -> None:
         "Give a trial that was cut short while it was made the values it lacks"
-        frozen = self.study.get_trials(deepcopy=False)[number]
-        if frozen.user_attrs.get('changes'): return
-        known = recipe(self.settings)
-        for name in [k for k in self._space if k not in frozen.params]:
-            self.storage.set_trial_param(self._id(number), name, self._space[name].to_internal_repr(known[name]), self._space[name])
+        from optuna.trial import Trial as Asked
+        from optuna.trial import TrialState
+        if frozen.state is TrialState.WAITING: self.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+        if frozen.user_attrs.get('changes') or not misfit(self.plan.space, frozen.params): return
+        self._propose(Asked(self.study, frozen._trial_id), frozen.number, frozen.params)
+
+    def _propose(self, trial: Any, number: int, have: Mapping[str, Any] = MappingProxyType({})) -> None:
+        "Write the values of a new trial, or those that it lacks"
+        if number < len(self.fixed):
+            plan = self.fixed[number]
+            for key, value in dict(role=plan.role, changes=plan.changes).items(): self.storage.set_trial_user_attr(trial._trial_id, key, value)
+            self._set(trial._trial_id, plan.params)
+        elif self._proposer:
+            values = self._proposer(number, seed_for(self.plan, number), [t for t in self.trials() if t.number != number])
+            if why := misfit(self.plan.space, values): raise TTSTunerError(f'The engine proposed a point outside the search space: {why}.')
+            self._set(trial._trial_id, values)
+        else:
+            drawn: dict[str, Any] = {}
+            for name in self._order:
+                dim = self.plan.space[name]
+                if all(other in drawn for other in dim.when) and dim.active(drawn): drawn[name] = self._draw(trial, name, have)
+
+    def _draw(self, trial: Any, name: str, have: Mapping[str, Any]) -> Any:
+        "One value; what was drawn before a kill is drawn again and thrown away, so that the others are what they would have been"
+        d = self._space[name]
+        if name in have and not d.single() and name not in trial.relative_params:
+            self.study.sampler.sample_independent(self.study, self.storage.get_trial(trial._trial_id), name, d)
+        return _suggest(trial, name, d)
+
+    def _set(self, trial_id: int, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            d = self._space[name]
+            self.storage.set_trial_param(trial_id, name, d.to_internal_repr(value), d)
+
+    def _id(self, number: int) -> int: return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _view(self, t: Any) -> Trial:
+        "A trial of the store as ours; worked out anew only when it has changed"
+        seen = self._seen.get(t.number)
+        if seen and seen[0] is t: return seen[1]
+        told, state = t.user_attrs.get('told') or {}, t.state.name.lower()
+        value = told.get('value', t.value)
+        trial = Trial(t.number, t.user_attrs.get('role', 'proposal'), dict(t.params), self.plan.complete(t.params, t.user_attrs.get('changes') or {}),
+                      told.get('state', 'running' if state == 'waiting' else state), None if value is None else float(value), dict(t.intermediate_values),
+                      t.user_attrs.get('excess') or {})
+        self._seen[t.number] = (t, trial)
+        return trial
 
     def trials(self) -> list[Trial]:
         "Every trial, by number"
-        out = []
-        for t in self.study.get_trials(deepcopy=False):
-            overrides = trial_overrides(self.settings, t.params, t.user_attrs.get('changes'))
-            out.append(Trial(t.number, t.user_attrs.get('role', 'proposal'), dict(t.params), overrides, t.state.name.lower(),
-                             None if t.value is None else float(t.value), dict(t.intermediate_values)))
-        return out
+        with self._thread: return [self._view(t) for t in self.storage.get_all_trials(self._study_id, deepcopy=False)]
 
     def report(
         self,
         number: int,
         step: int,  # training step of a rung
-        value: float,  # what the rung ranked by
+        value: float,  # what the rung ranked by, in [0, 1]
     ) -> None:
         "What a trial reached at a rung; said twice it counts once"
-        trial = self.study.get_trials(deepcopy=False)[number]
-        if trial.state.name == 'RUNNING' and step not in trial.intermediate_values and math.isfinite(value):
-            self.storage.set_trial_intermediate_value(self._id(number), step, float(value))
+        with self._together():
+            trial = self.storage.get_trial(self._id(number))
+            if not trial.state.is_finished() and step not in trial.intermediate_values and math.isfinite(value):
+                self.storage.set_trial_intermediate_value(trial._trial_id, step, float(value))
 
     def tell(
         self,
         number: int,
         state: str,  # "complete", "pruned" or "fail"
-        score: float | None = None,  # of a complete trial
+        score: float | None = None,  # of a complete trial, in [0, 1]
+        measured: Mapping[str, float] | None = None,  # what the plan's limits are about, by name
     ) -> None:
         "How a trial ended; said twice it counts once"
         from optuna.trial import TrialState
-        trial = self.study.get_trials(deepcopy=False)[number]
-        if trial.state.is_finished(): return
-        if trial.user_attrs.get('changes') or (state == 'complete' and score is None): state = 'fail'
-        self.study.tell(number, score if state == 'complete' else None, state=TrialState[state.upper()])
+        with self._together():
+            trial = self.storage.get_trial(self._id(number))
+            if trial.state.is_finished(): return
+            if trial.user_attrs.get('changes') or (state == 'complete' and (score is None or not math.isfinite(score))): state = 'fail'
+            over, last = excess(self.plan.limits, measured), trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+            if over: self._note_excess(trial._trial_id, over)
+            as_state, as_value = lesson(self.plan, state, score, last, over)
+            if (as_state, as_value) != (state, score if state == 'complete' else None):
+                told = dict(state=state, value=score if state == 'complete' else last)
+                self.storage.set_trial_user_attr(trial._trial_id, 'told', told)
+            self.study.tell(number, as_value, state=TrialState[as_state.upper()])
+
+    def _note_excess(self, trial_id: int, over: dict[str, float]) -> None:
+        "Keep what a trial measured above its limits, for us and for the sampler"
+        from optuna.trial import Trial as Asked
+        self.storage.set_trial_user_attr(trial_id, 'excess', over)
+        if self.plan.sampler in ('cma_es', 'gp'): return  # these are told by a low value
+        asked = Asked(self.study, trial_id)
+        for name, value in over.items(): asked.set_constraint(name, value)
 
     def importance(self) -> dict[str, float]:  # share of each hyper-parameter, largest first; empty when too few trials can say
         "Which setting mattered, by PED-ANOVA over complete trials and over pruned ones by their last report"
         from optuna import create_study
         from optuna.importance import get_param_importances
         from optuna.trial import TrialState, create_trial
-        seen = [t for t in self.study.get_trials(deepcopy=False) if t.params and t.value is not None]
+        seen = [t for t in self.trials() if t.params and t.value is not None and t.finished]
         if len({t.value for t in seen}) < 4: return {}
         other = create_study(direction='maximize')
-        for t in seen: other.add_trial(create_trial(state=TrialState.COMPLETE, params=t.params, distributions=t.distributions, value=t.value))
+        for t in seen:
+            drawn_from = {k: self._space[k] for k in t.params}
+            other.add_trial(create_trial(state=TrialState.COMPLETE, params=t.params, distributions=drawn_from, value=t.value))
         return {k: float(v) for k, v in get_param_importances(other).items()}
+
+    def close(self) -> None:
+        "Let go of connections; the study stays"
+        self.storage.remove_session()
+
+
+def _suggest(trial: Any, name: str, d: Any) -> Any:
+    "Ask the search library for one value"
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+    if isinstance(d, CategoricalDistribution): return trial.suggest_categorical(name, d.choices)
+    if isinstance(d, IntDistribution): return trial.suggest_int(name, d.low, d.high, step=d.step)
+    return trial.suggest_float(name, d.low, d.high, step=d.step, log=d.log)

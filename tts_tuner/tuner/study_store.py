@@ -27,9 +27,9 @@ except ImportError:  # Windows has no such lock; one writer is safe without it
 T = TypeVar('T')
 
 # %% auto #0
-__all__ = ['T', 'Patience', 'Journal', 'is_url', 'open_database']
+__all__ = ['T', 'USUAL', 'Patience', 'Journal', 'is_url', 'open_database']
 
-# %% ../../nbs/tuner/61g_study_store.ipynb #056ebd65
+# %% ../../nbs/tuner/61g_study_store.ipynb #e7630854
 @dataclass(frozen=True)
 class Patience:
     "How long a locked store is waited for"
@@ -63,14 +63,17 @@ class Patience:
             self.sleep(wait)
             wait = min(2 * wait, self.ceiling)
 
-# %% ../../nbs/tuner/61g_study_store.ipynb #b7c37b65
+
+USUAL = Patience()
+
+# %% ../../nbs/tuner/61g_study_store.ipynb #3532fccd
 class Journal:
     "File of a study's changes, one JSON object a line; what the search library calls a journal backend"
 
     def __init__(
         self,
         path: str | Path,  # study.journal; made when absent
-        patience: Patience = Patience(),
+        patience: Patience = USUAL,
         read_only: bool = False,  # true leaves the file untouched, and it may be written by others meanwhile
     ) -> None:
         self.path, self.patience, self.read_only = Path(path), patience, read_only
@@ -193,10 +196,10 @@ def _patient(
     methods = [m for m, f in vars(BaseStorage).items() if callable(f) and not m.startswith('_')]
     return type('PatientStorage', (BaseStorage,), {m: operation(m) for m in methods})()
 
-# %% ../../nbs/tuner/61g_study_store.ipynb #cb97e9be
+# %% ../../nbs/tuner/61g_study_store.ipynb #8a507ef8
 def open_database(
     url: str,  # e.g. sqlite:///study.db or postgresql+psycopg://host/name
-    patience: Patience = Patience(),
+    patience: Patience = USUAL,
 ) -> Any:  # storage of the search library
     "Storage in a database; UserError when the address or its driver is wrong, TTSTunerError when it does not answer"
     from optuna.storages import RDBStorage, get_storage
