@@ -73,7 +73,7 @@ def _set_aside(path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError): os.replace(f'{path}{end}', f'{aside}{end}')
     return aside
 
-# %% ../../nbs/tuner/62d_metrics_store.ipynb #6968a945
+# %% ../../nbs/tuner/62d_metrics_store.ipynb #2bf7c5c0
 MOST = 200_000  # points kept in memory while they cannot be written
 
 
@@ -199,6 +199,7 @@ class MetricsStore:
 
     def _replace(self, why: sqlite3.Error) -> None:
         "Set a damaged file aside and make another"
+        self.close()
         aside = _set_aside(self.path)
         self.say(f'{self.path} is damaged ({why}); it is kept as {aside.name} and built again from the run folders.')
         self._again()
