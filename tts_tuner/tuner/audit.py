@@ -186,11 +186,14 @@ class AuditLog:
     def verify(
         self,
         anchors: Iterable[Anchor] = (),  # points of the chain that were noted elsewhere
+        noted: str = '',  # a hash that somebody kept, or the first 16 digits of it
     ) -> Verified:
         "Is everything that was written still there, as it was and in its order?"
         head = self.head()  # before the log: a writer at work may put the log ahead, never behind
         lines, rest = self._lines()
-        return verify_lines(lines, rest, head, anchors, self.head_path.name)
+        found = verify_lines(lines, rest, head, anchors, self.head_path.name)
+        if not noted or (len(noted) >= 16 and any(e.hash.startswith(noted) for e in self.entries())): return found
+        return replace(found, faults=(*found.faults, Fault('rewritten', 0, f'No entry has the hash {noted} that was noted.')))
 
 # %% ../../nbs/tuner/63c_audit.ipynb #712ac827
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/registry.html.md"""
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import sha256_file, write_atomic
+from ..config.settings import RunSettings
 from ..training.sinks import mlflow_client, tracker_trouble
-from .audit import Anchor, AuditLog, Entry, Verified, alone
+from .audit import Anchor, AuditLog, Entry, Verified, alone, whoami
 from .deployment import ALIASES, GATES, DeployGates, Measurement, Version, alias_of, champion_before, past_holders
 from .deployment import decide_champion, decide_gate, decide_moves, decide_rollback, decide_yardstick
 
 # %% auto #0
-__all__ = ['VOICE', 'hand_over', 'audit_place', 'ModelRegistry']
+__all__ = ['VOICE', 'hand_over', 'audit_place', 'NoModel', 'registry_parts', 'ModelRegistry']
 
 # %% ../../nbs/tuner/64_registry.ipynb #3ed9456a
 def hand_over(
@@ -67,6 +69,26 @@ def audit_place(
     "Where the log of a registry lies: beside a store that is a file, else in the folder of studies"
     return (Path(uri.removeprefix('sqlite:///')).resolve().parent if uri.startswith('sqlite:///') else Path(runs)) / 'audit.jsonl'
 
+
+class NoModel(UserError):
+    "Nothing was registered yet"
+
+
+def registry_parts(
+    settings: RunSettings,
+) -> tuple[AuditLog | None, DeployGates, str]:  # audit log, gates, URI of the artifact store; as `Tracker` takes them
+    "What the settings say about registry and audit log"
+    from tts_tuner.config.blocks import resolve
+    from tts_tuner.config.masking import Masker
+    from tts_tuner.config.secrets import environment_secrets
+
+    rules, safety, place = settings.cicd.deployment, settings.security, settings.experiment_tracking.artifact_store
+    gates = DeployGates(rules.staging_threshold, rules.production_threshold, rules.rollback_trigger)
+    hidden = safety.anonymize_logs
+    mask = Masker(environment_secrets(os.environ), safety.personal_names if hidden else (), hidden, hidden).mask
+    log = AuditLog(audit_place(settings.tracking.uri, settings.runs), whoami(hidden), mask) if safety.audit_logging else None
+    return log, gates, resolve(place, 'experiment_tracking.artifact_store') if place else ''
+
 # %% ../../nbs/tuner/64_registry.ipynb #768e7cb1
 class ModelRegistry:
     "Versions of a model, their aliases, and the gates between them"
@@ -88,8 +110,8 @@ class ModelRegistry:
         audit: AuditLog | None = None,
         gates: DeployGates = GATES,
     ) -> ModelRegistry:
-        "A registry that is there; UserError when the store does not exist, TTSTunerError when it does not answer"
-        missing = UserError(f'{uri} has no model "{name}" yet; `tts-tune run` registers the winner of a study there.')
+        "A registry that is there; NoModel when nothing is registered in it, TTSTunerError when it does not answer"
+        missing = NoModel(f'{uri} has no model "{name}" yet; `tts-tune run` registers the winner of a study there.')
         if uri.startswith('sqlite:///') and not Path(uri.removeprefix('sqlite:///')).is_file(): raise missing
         registry = cls(mlflow_client(uri), name, audit, gates)
         try: there = registry.exists()
