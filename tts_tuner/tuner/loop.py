@@ -98,10 +98,11 @@ def _plan_in(known: dict[str, Any], rule: Ladder) -> Plan | None:
 def keep_facts(
     settings: RunSettings,
     data: Data,
+    limit: int | None = None,  # trials that the engine can give; None for no end
 ) -> Plan:  # of this study, extended to the trials that are wanted now
     "Write study.json: data and plan of this study; UserError when it was begun with other data or another pruner"
     known, rule = _facts(settings, data.corpus, data.digest), ladder_of(settings)
-    plan = extend(_plan_in(known, rule), settings.n_trials, rule)
+    plan = extend(_plan_in(known, rule), min(settings.n_trials, limit or settings.n_trials), rule)
     facts = dict(corpus=data.corpus, digest=data.digest, cohorts=[b.size for b in plan.brackets], plan=plan_to_json(plan))
     write_atomic(settings.folder / 'study.json', json.dumps(facts))
     return plan
@@ -145,10 +146,13 @@ def where(
 class Study:
     "A study at work: folder, engine, decisions, trainers, tracker, view"
 
-    def __init__(self, settings: RunSettings, data: Data, plan: Plan, view: StudyView, trainer: Sequence[str], poll: float, signals: list[int]) -> None:
-        self.settings, self.data, self.plan, self.view, self.signals = settings, data, plan, view, signals
+    def __init__(self, settings: RunSettings, data: Data, view: StudyView, trainer: Sequence[str], poll: float, signals: list[int]) -> None:
+        self.settings, self.data, self.view, self.signals = settings, data, view, signals
         self.folder, self.max_steps = settings.folder, settings.base_hparams().max_steps
         self.engine = open_engine(settings)
+        for note in self.engine.notes: view.say(note)
+        self.plan = keep_facts(settings, data, self.engine.limit)
+        save_settings(self.folder / 'config.yaml', settings)  # not before: a corpus that cannot be read begins no study
         self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
         self.tracker = Tracker(settings.tracking, self.folder, view.say, AuditLog(audit_place(settings.tracking.uri, settings.runs)))
         self.trials: dict[str, Trial] = {}
@@ -309,14 +313,12 @@ def run_study(
         config = settings.folder / 'config.yaml'
         if config.exists(): check_same_study(load_settings(config), settings)
         data = prepare(settings, view.say)
-        plan = keep_facts(settings, data)
-        save_settings(config, settings)  # not before: a corpus that cannot be read begins no study
         with noted_signals() as signals:
-            study = Study(settings, data, plan, view, trainer, poll, signals)
+            study = Study(settings, data, view, trainer, poll, signals)
             study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
             status = 'KILLED'
             try:
-                final = climb(plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended)
+                final = climb(study.plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended)
                 status = 'FINISHED' if final else 'FAILED'
                 if final is None:
                     why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
