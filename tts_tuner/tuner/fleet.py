@@ -33,11 +33,11 @@ class Fleet:
     tick: Callable[[dict[str, TrainerProcess]], None]  # called between looks, with those at work
     poll: float = 0.1  # seconds between looks
     patience: tuple[float, float, float] = (30.0, 10.0, 5.0)  # seconds before a trainer is asked more firmly
-    enough: Callable[[str], str] = lambda trial: ''  # why a trial need not or cannot go on; asked between looks
+    enough: Callable[[str], str] = lambda trial: ''  # why a trial need not or cannot go on; asked at each glance
     orphans: Literal['adopt', 'end'] = 'adopt'  # what becomes of trainers that an earlier tuner left at work; ended ones save themselves and are started anew
     limits: Limits = Limits()  # how long a trainer may keep still
     waits: tuple[float, float] = (1.0, 60.0)  # seconds before the first restart without progress, and at most
-    glance: float = 0.5  # seconds between looks at signs of life
+    glance: float | None = None  # seconds between looks at what trainers write; five times `poll` when not given
     clock: Callable[[], float] = time.monotonic
     tries: dict[str, tuple[int, int]] = field(default_factory=dict)  # by trial: deaths in a row without progress, step saved at the last
 
@@ -119,11 +119,12 @@ class Shift:
 
     def watch(self) -> None:
         "Ask those to end that need not go on or hang"
-        glance = self.fleet.clock() - self._glanced >= self.fleet.glance
+        now, glance = self.fleet.clock(), 5 * self.fleet.poll if self.fleet.glance is None else self.fleet.glance
+        if now - self._glanced < glance: return
+        self._glanced = now
         for trial in [n for n in self.working if n not in self.stopping]:
             if why := self.fleet.enough(trial): self._ask(trial, 'over', why)
-            elif glance and (why := self.leases[trial].renew(look_at(self.working[trial].job.run_dir), self.fleet.clock())): self._ask(trial, 'hangs', why)
-        if glance: self._glanced = self.fleet.clock()
+            elif why := self.leases[trial].renew(look_at(self.working[trial].job.run_dir), now): self._ask(trial, 'hangs', why)
 
     def look(self) -> None:
         "What became of those at work?"

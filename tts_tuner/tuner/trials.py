@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ class MetricsReader:
         self._stream = LineStream(path)
         self.rows: dict[int, dict[str, float]] = {}  # step -> metrics, merged
         self.last_time: dict[int, float] = {}  # step -> seconds since 1970
+        self._validated: set[int] = set()  # so that a look costs the same however long the run
 
     def read(self) -> list[dict[str, Any]]:  # new lines, as written
         "Take in what was added since the last call, and let go what a resumed trainer took back"
@@ -39,25 +41,27 @@ class MetricsReader:
         if void is not None:
             self.rows = {s: m for s, m in self.rows.items() if s < void}
             self.last_time = {s: t for s, t in self.last_time.items() if s < void}
+            self._validated = {s for s in self._validated if s < void}
         for row in fresh:
             step = int(row['step'])
             numbers = {k: float(v) for k, v in row.items() if k not in ('step', 'time') and isinstance(v, (int, float)) and not isinstance(v, bool)}
             self.rows.setdefault(step, {}).update(numbers)
             self.last_time[step] = float(row.get('time', 0.0))
+            if 'alignment_score' in numbers: self._validated.add(step)
         return fresh
 
     @property
     def step(self) -> int:
         "Last step written, 0 before the first"
-        return max(self.rows, default=0)
+        return next(reversed(self.rows), 0)
 
     def validations(self) -> list[tuple[int, dict[str, float]]]:
         "Steps with a validation, in order"
-        return [(s, m) for s, m in sorted(self.rows.items()) if 'alignment_score' in m]
+        return [(s, self.rows[s]) for s in sorted(self._validated)]
 
     def seconds_per_step(self, window: int = 30) -> float | None:
         "Median time between the last steps; None before there are two"
-        times = [self.last_time[s] for s in sorted(self.last_time)[-window:]]
+        times = [self.last_time[s] for s in islice(reversed(self.last_time), window)][::-1]
         gaps = sorted(b - a for a, b in zip(times, times[1:]) if b > a)
         return gaps[len(gaps) // 2] if gaps else None
 
