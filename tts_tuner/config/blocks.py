@@ -300,7 +300,8 @@ class EarlyStopping(Strict):
     never_stops: bool = Field(default=True, description='warn of a stop gate that has not learnt its part')
     level: Literal[1, 2, 3] = Field(default=1, description='who may end a run that gains nothing: 1 patience, 2 attention and statistics, 3 the weighted vote')
     adaptive_patience: bool = Field(default=True, description='patience as fitted to recorded runs; false takes the rule named below')
-    rule: Literal['patience_based', 'improvement_threshold', 'curriculum'] = Field(default='patience_based', description='which of the strategies')
+    rule: Literal['patience_based', 'improvement_threshold', 'curriculum', 'progress'] = Field(
+        default='patience_based', description='which of the strategies; progress knows three parts of a run')
     statistics: bool = Field(default=True, description='may the trend of the score vote?')
     bayesian: bool = Field(default=True, description='may the forecaster vote?')
     attention_monitoring: bool = Field(default=True, description='may attention vote?')

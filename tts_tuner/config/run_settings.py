@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .blocks import CoreEngine, EarlyStopping, Optimization, Rungs, parse_duration, resolve
 from .dimension import SPACES, Dimension, Scalar, Strict, default_space
+from .earlier import answer
 from .errors import UserError, nearest
 from .hparams import PRESETS, HParams, create_hparams, hparam_fields
 from .surroundings import HPARAM_OF, AudioProcessing, Cicd, ExperimentTracking, Monitoring, Resources, Security, Tracking, as_hparam
@@ -291,6 +292,8 @@ def reference_paths() -> set[str]:
 def _unknown(path: tuple[Any, ...]) -> str:
     "What may have been meant by a key nobody knows"
     word, block = str(path[-1]), '.'.join(map(str, path[:-1]))
+    if answer('.'.join(map(str, path))) or (not block and word == 'smart_early_stopping'):
+        return ' It belongs to an earlier layout: `tts-tune config migrate FILE -o NEW` says what is used instead.'
     if not block and word in hparam_fields(): return f' It is a hyper-parameter: write hparams.{word}.'
     model = _block_at(path[:-1])
     names = dict.fromkeys(model.model_fields if model else ())

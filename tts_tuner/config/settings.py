@@ -21,10 +21,10 @@ from .run_settings import RunSettings, check_settings, expand, leaves, named_spa
 from .surroundings import Tracking
 
 # %% auto #0
-__all__ = ['read_yaml', 'Layer', 'Word', 'read_word', 'Traced', 'trace_settings', 'load_settings', 'plain_values', 'flat_values',
-           'by_short_name', 'settings_to_yaml', 'save_settings', 'check_same_study', 'RunSettings', 'check_settings',
-           'EarlyStopping', 'Optimization', 'Rungs', 'Tracking', 'Dimension', 'Scalar', 'Strict', 'default_space',
-           'parse_duration']
+__all__ = ['read_yaml', 'raw_values', 'Layer', 'Word', 'read_word', 'Traced', 'trace_settings', 'load_settings', 'plain_values',
+           'flat_values', 'by_short_name', 'settings_to_yaml', 'save_settings', 'check_same_study', 'RunSettings',
+           'check_settings', 'EarlyStopping', 'Optimization', 'Rungs', 'Tracking', 'Dimension', 'Scalar', 'Strict',
+           'default_space', 'parse_duration']
 
 # %% ../../nbs/config/05_settings.ipynb #30bb982b
 _all_ = ['RunSettings', 'check_settings', 'EarlyStopping', 'Optimization', 'Rungs', 'Tracking', 'Dimension', 'Scalar', 'Strict', 'default_space',
@@ -63,6 +63,14 @@ def read_yaml(
     return config
 
 
+def raw_values(
+    config: Any,  # of `read_yaml`
+) -> dict[str, Any]:
+    "Plain dictionary, references as they were written"
+    from omegaconf import OmegaConf
+    return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
+
+
 class Layer(NamedTuple):
     "What one place says"
     values: dict[str, Any]  # by blocks
@@ -73,9 +81,9 @@ class Layer(NamedTuple):
 def _layer(config: Any, where: str = '', replaced: Iterable[str] = ()) -> Layer:
     "Layer of an OmegaConf: short names written out, interpolations resolved, references kept"
     from omegaconf import OmegaConf
-    raw, kept = OmegaConf.to_container(config, resolve=False), reference_paths()
+    raw, kept = raw_values(config), reference_paths()
     later, references, environment = set(replaced), {}, {}
-    for written, value in leaves(raw):  # type: ignore[arg-type]
+    for written, value in leaves(raw):
         [(path, _)] = leaves(expand(_nested(written, value), RunSettings.SHORT))
         if not (isinstance(value, str) and '${' in value): continue
         if path in kept: references[path] = value
@@ -83,7 +91,7 @@ def _layer(config: Any, where: str = '', replaced: Iterable[str] = ()) -> Layer:
         if path in kept or path in later: OmegaConf.update(config, written, None)
     values = expand(_resolved(config, where), RunSettings.SHORT)
     for path, value in references.items(): put(values, path, value)
-    return Layer(values, tuple(raw), environment)  # type: ignore[arg-type]
+    return Layer(values, tuple(raw), environment)
 
 
 def _nested(path: str, value: Any) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def read_word(
     [(path, _)] = leaves(expand(_nested(found['key'], None), RunSettings.SHORT))
     return Word(text, found['sign'], _layer(config), path)
 
-# %% ../../nbs/config/05_settings.ipynb #cc291a74
+# %% ../../nbs/config/05_settings.ipynb #2d5fd80b
 class Traced(NamedTuple):
     "Settings, and where each came from"
     settings: RunSettings
@@ -165,10 +173,10 @@ def _say(word: Word, values: dict[str, Any], origins: dict[str, str]) -> None:
         for part in parents: tree = tree[part]
         del tree[last]
         for old in [p for p in origins if p == word.path or p.startswith(word.path + '.')]: del origins[old]
-        if word.path.startswith('search_space.'): origins['search_space'] = word.text
+        if word.path.startswith('search_space.'): origins['search_space'] = f'word {word.text}'
         return
     if word.sign == '+' and _has(values, word.path): raise UserError(f'{word.text}: "{word.path}" is there already; write {word.text[1:]} to change it.')
-    _stack(values, origins, word.layer.values, word.text)
+    _stack(values, origins, word.layer.values, f'word {word.text.partition("=")[0]}')
 
 # %% ../../nbs/config/05_settings.ipynb #4604a2b8
 def trace_settings(

@@ -18,10 +18,10 @@ from .errors import UserError
 from .secrets import secrets_provider, variable_of
 
 # %% auto #0
-__all__ = ['SecretRef', 'HPARAM_OF', 'Tracking', 'TensorBoard', 'WandB', 'Platforms', 'Metrics', 'Telegram', 'Slack', 'Discord',
-           'Email', 'AlertRules', 'Alerts', 'Monitoring', 'Gpu', 'Distributed', 'Checkpointing', 'MemoryOptimization',
-           'Resources', 'Preprocessing', 'Augmentation', 'AudioProcessing', 'as_hparam', 'Metadata', 'Reproducibility',
-           'ExperimentTracking', 'Deployment', 'Cicd', 'Security']
+__all__ = ['SecretRef', 'HPARAM_OF', 'Tracking', 'TensorBoard', 'WandB', 'Neptune', 'Platforms', 'Metrics', 'Telegram', 'Slack',
+           'Discord', 'Email', 'AlertRules', 'Alerts', 'Monitoring', 'Gpu', 'Distributed', 'Checkpointing',
+           'MemoryOptimization', 'Resources', 'Preprocessing', 'Augmentation', 'AudioProcessing', 'as_hparam',
+           'Metadata', 'Reproducibility', 'ExperimentTracking', 'Deployment', 'Cicd', 'Security']
 
 # %% ../../nbs/config/04c_surroundings.ipynb #1c5b8277
 def _reference(value: str) -> str:
@@ -79,11 +79,18 @@ class WandB(Strict):
     mode: Literal['offline', 'online'] = Field(default='offline', description='offline keeps runs in a folder, for `wandb sync` later')
 
 
+class Neptune(Strict):
+    "A service that has closed: the keys are understood, and nothing is sent"
+    project: str | None = Field(default=None, description='closed on 2026-03-05; MLflow, TensorBoard and W&B are there')
+    api_token: SecretRef | None = reference(None, 'nobody asks for it')
+
+
 class Platforms(Strict):
     "Where numbers are sent"
     mlflow: Tracking = Tracking()
     tensorboard: TensorBoard = TensorBoard()
     wandb: WandB = WandB()
+    neptune: Neptune = Neptune()
 
 
 class Metrics(Strict):
