@@ -21,9 +21,10 @@ from .engine import Engine, SearchPlan, Trial
 from .space import FixedTrial
 
 # %% auto #0
-__all__ = ['Make', 'SPACE', 'KNOWN', 'CHECKS', 'outcome', 'plan', 'by_chance', 'drive', 'check_values', 'check_fixed_first',
-           'check_complete', 'check_twice_is_once', 'check_limits', 'check_reopening', 'check_seed', 'check_startup',
-           'check_another_space', 'check_workers', 'check_better_than_chance', 'check_importance', 'conform']
+__all__ = ['Make', 'SPACE', 'KNOWN', 'CONDITIONAL', 'CHECKS', 'outcome', 'plan', 'by_chance', 'drive', 'check_values',
+           'check_fixed_first', 'check_complete', 'check_twice_is_once', 'check_limits', 'check_reopening',
+           'check_seed', 'check_startup', 'check_another_space', 'check_conditions', 'check_workers',
+           'check_better_than_chance', 'check_importance', 'conform']
 
 # %% ../../nbs/tuner/62a_engine_suite.ipynb #accd01c4
 Make = Callable[[SearchPlan, Path], Engine]
@@ -182,6 +183,20 @@ def check_another_space(make: Make, folder: Path) -> None:
         except UserError as e: assert name in str(e), f'the refusal does not name {name}: {e}'
         else: raise AssertionError(f'a study was continued with another {name}')
 
+# %% ../../nbs/tuner/62a_engine_suite.ipynb #22015a09
+CONDITIONAL: dict[str, Dimension] = {**SPACE, 'filters': Dimension(type='int', low=8, high=64, step=8, when=dict(attention=('location',))),
+                                     'kernel': Dimension(type='choice', choices=(5, 31), when=dict(filters=(8, 16, 24, 32)))}
+
+
+def check_conditions(make: Make, folder: Path) -> None:
+    "What is not searched at a point has no value there; what is, has one, also for a child of a child"
+    trials = drive(make(plan(space=CONDITIONAL, known={**KNOWN, 'filters': 32, 'kernel': 31}), folder), 24)
+    for t in trials:
+        wanted = set(SPACE) | ({'filters'} if t.params['attention'] == 'location' else set()) | ({'kernel'} if t.params.get('filters', 99) <= 32 else set())
+        assert t.params.keys() == wanted, f'{t.name} has values for {sorted(t.params)}, not for {sorted(wanted)}'
+        for name, value in t.params.items(): assert CONDITIONAL[name].contains(value), f'{t.name}: {name}={value!r} lies outside the space'
+    assert any('kernel' in t.params for t in trials) and any('filters' not in t.params for t in trials), 'one side of a condition was never drawn'
+
 # %% ../../nbs/tuner/62a_engine_suite.ipynb #c6b7fbab
 def _worker(make: Make, folder: Path, rounds: int, out: Any) -> None:
     "Claim and tell trials; put their numbers out"
@@ -210,13 +225,16 @@ def check_workers(make: Make, folder: Path, workers: int = 4, rounds: int = 4) -
     assert all(t.reports == {40: 0.5} and t.value == outcome(t.params) for t in trials), 'a result was lost or mixed up'
     assert len({repr(p) for p in _points(trials)}) > len(trials) * 0.8, 'workers were given the same points'
 
-# %% ../../nbs/tuner/62a_engine_suite.ipynb #cd3f62fa
-def check_better_than_chance(make: Make, folder: Path, trials: int = 30, seeds: Iterable[int] = (0, 1, 2)) -> tuple[float, float]:
-    "Best score found, and the one that chance finds; the engine's must be larger"
-    found = statistics.mean(max(t.value or 0.0 for t in drive(make(plan(seed=s), folder / str(s)), trials)) for s in seeds)
-    chance = statistics.median(max(outcome(by_chance(SPACE, random.Random(1000 * i + j))) for j in range(trials)) for i in range(200))
+# %% ../../nbs/tuner/62a_engine_suite.ipynb #634c2628
+def check_better_than_chance(make: Make, folder: Path, trials: int = 40, seeds: Iterable[int] = (0, 1, 2)) -> tuple[float, float]:
+    "Best score, and mean score of the last third"
+    runs = [[t.value or 0.0 for t in drive(make(plan(seed=s), folder / str(s)), trials)] for s in seeds]
+    draws = [[outcome(by_chance(SPACE, random.Random(1000 * i + j))) for j in range(trials)] for i in range(200)]
+    found, chance = statistics.mean(map(max, runs)), statistics.median(map(max, draws))
+    late, mean = statistics.mean(v for r in runs for v in r[-(trials // 3):]), statistics.mean(v for d in draws for v in d)
     assert found > chance, f'{trials} trials found {found:.3f}; as many draws by chance find {chance:.3f}'
-    return found, chance
+    assert late > mean + 0.2, f'the last trials score {late:.3f} on average, and chance {mean:.3f}: nothing was learnt'
+    return found, late
 
 
 def check_importance(make: Make, folder: Path) -> None:
@@ -228,10 +246,10 @@ def check_importance(make: Make, folder: Path) -> None:
     shares = engine.importance()
     assert shares and next(iter(shares)) == 'dropout' and abs(sum(shares.values()) - 1) < 1e-6, f'importance is {shares}'
 
-# %% ../../nbs/tuner/62a_engine_suite.ipynb #de3c49e0
+# %% ../../nbs/tuner/62a_engine_suite.ipynb #37605304
 CHECKS: tuple[Callable[[Make, Path], Any], ...] = (
     check_values, check_fixed_first, check_complete, check_twice_is_once, check_limits, check_reopening, check_seed, check_startup, check_another_space,
-    check_workers, check_better_than_chance, check_importance)
+    check_conditions, check_workers, check_better_than_chance, check_importance)
 
 
 def conform(

@@ -152,7 +152,7 @@ class OptEngine:
             for key, value in dict(role=plan.role, changes=plan.changes).items(): self.storage.set_trial_user_attr(trial._trial_id, key, value)
             self._set(trial._trial_id, plan.params)
         elif self._proposer:
-            values = self._proposer(number, seed_for(self.plan, number), [t for t in self.trials() if t.number != number])
+            values = self._proposer(number, seed_for(self.plan, number), self._others(number))
             if why := misfit(self.plan.space, values): raise TTSTunerError(f'The engine proposed a point outside the search space: {why}.')
             self._set(trial._trial_id, values)
         else:
@@ -186,6 +186,9 @@ class OptEngine:
                       t.user_attrs.get('excess') or {})
         self._seen[t.number] = (t, trial)
         return trial
+
+    def _others(self, number: int) -> list[Trial]:
+        return [self._view(t) for t in self.storage.get_all_trials(self._study_id, deepcopy=False) if t.number != number]
 
     def trials(self) -> list[Trial]:
         "Every trial, by number"
@@ -235,7 +238,7 @@ class OptEngine:
     def importance(self) -> dict[str, float]:  # share of each hyper-parameter, largest first; empty when too few trials can say
         "Which setting mattered, by PED-ANOVA over complete trials and over pruned ones by their last report"
         from optuna import create_study
-        from optuna.importance import get_param_importances
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
         from optuna.trial import TrialState, create_trial
         seen = [t for t in self.trials() if t.params and t.value is not None and t.finished]
         if len({t.value for t in seen}) < 4: return {}
@@ -243,7 +246,8 @@ class OptEngine:
         for t in seen:
             drawn_from = {k: self._space[k] for k in t.params}
             other.add_trial(create_trial(state=TrialState.COMPLETE, params=t.params, distributions=drawn_from, value=t.value))
-        return {k: float(v) for k, v in get_param_importances(other).items()}
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, 5 / len(seen))))  # with fewer than five good trials chance speaks
+        return {k: float(v) for k, v in get_param_importances(other, evaluator=evaluator).items()}
 
     def close(self) -> None:
         "Let go of connections; the study stays"
