@@ -227,7 +227,7 @@ def plan_from_cohorts(
     for n in sizes: plan = extend(plan, n + (plan.n_trials if plan else 0), dataclasses.replace(rule, rungs=rule.rungs.model_copy(update=dict(cohort=n))))
     return extend(plan, 0, rule)
 
-# %% ../../nbs/tuner/61d_budgets.ipynb #02b1657c
+# %% ../../nbs/tuner/61d_budgets.ipynb #c7a11592
 @dataclass(frozen=True)
 class Share:
     "One stretch of a bracket"
@@ -276,7 +276,8 @@ def account(
             k, begin, going = plan.brackets.index(b), 0, b.size
             if plan.pruner == 'promotion':
                 epochs = len(b.stages) + 1
-                add(k, b.trials, 0, plan.max_steps, b.size, math.ceil(budget(b.size, epochs, plan.share) * plan.max_steps / epochs))
+                steps_at_most = math.ceil(budget(b.size, epochs, plan.share) * plan.max_steps / epochs) + b.size - 1  # parts end at whole steps
+                add(k, b.trials, 0, plan.max_steps, b.size, min(steps_at_most, b.size * plan.max_steps))
                 continue
             for s in b.stages:
                 add(k, b.trials, begin, s.step, going)
