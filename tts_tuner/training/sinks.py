@@ -50,7 +50,7 @@ class MetricSink(Protocol):
 
 # %% ../../nbs/training/51_sinks.ipynb #4b765fb0
 class JsonlSink:
-    "Appends to `metrics.jsonl`; keeps lines for about a second, then writes them together"
+    "Appends to `metrics.jsonl`; keeps lines for about a second, then writes them together; those of a validation at once"
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class JsonlSink:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {k: round(v, 9) if abs(v) < 1e6 else v for k, v in metrics.items()}
         self._lines.append(json.dumps({'step': step, 'time': round(time.time(), 3), **values}) + '\n')
-        if time.monotonic() - self._written >= self.seconds: self.flush()
+        if 'val_loss' in metrics or time.monotonic() - self._written >= self.seconds: self.flush()
 
     def audio(self, step: int, name: str, path: Path) -> None:
         "Sounds lie in the run folder already"
