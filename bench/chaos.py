@@ -5,8 +5,9 @@
 
 Studies are run one after the other. After each of them: every trial is there and has ended, none is there twice, no decision
 that was ever on record is lost or altered, every trial's metrics hold each step once and in order, nobody is left at work, and
-the decisions are those of the same study left in peace. The time to going on counts from the end of the tuner's imports to the
-first trainer at work, started or adopted; imports are counted apart. A watcher reads all metrics from a process of its own.
+the decisions are those of the same study left in peace. A watcher, a process of its own, keeps all metrics in a store; it has
+each point once. The time to going on counts from the end of the tuner's imports to the first trainer at work, started or adopted;
+imports are counted apart.
 """
 import argparse
 import contextlib
@@ -65,12 +66,24 @@ def drive(config: Path, notes: Path, real: bool) -> None:
 
 
 def watch(folder: Path) -> None:
-    "A watcher, as a process of its own: reads all metrics of a study as they grow"
-    from tts_tuner.tuner.trials import MetricsReader
-    readers: dict[Path, MetricsReader] = {}
+    "A watcher, as a process of its own: keeps all metrics of a study as they grow"
+    from tts_tuner.tuner.metrics_store import MetricsStore
+    watcher = watching(MetricsStore(folder / 'watched.db'))
     while True:
-        for path in folder.glob('t*/g*/metrics.jsonl'): readers.setdefault(path, MetricsReader(path)).read()
+        look(watcher, folder)
         time.sleep(0.05)
+
+
+def watching(store: Any) -> Any:
+    "A watcher that goes on where the last one was"
+    from tts_tuner.tuner.log_watcher import LogWatcher
+    return LogWatcher(store, say=lambda text: None)
+
+
+def look(watcher: Any, folder: Path) -> None:
+    from tts_tuner.tuner.log_watcher import sources_of
+    for source in sources_of(folder): watcher.add(source)
+    watcher.poll()
 
 
 class Victim:
@@ -165,13 +178,28 @@ def essence(folder: Path) -> list[tuple[Any, ...]]:
     return [(d.kind, d.subject, d.step, d.reason) for d in read_decisions(folder / 'decisions.jsonl') if d.kind != 'restart']
 
 
+def check_watched(folder: Path) -> int:  # points
+    "What the watchers kept is what was written, each point once and in order"
+    from tts_tuner.tuner.metrics_store import MetricsHistory, MetricsStore
+    store = MetricsStore(folder / 'watched.db')
+    look(watching(store), folder)  # what was written last
+    store.close()
+    kept = {(s.run, s.name): list(zip(s.steps.tolist(), s.values.tolist())) for s in MetricsHistory(folder / 'watched.db').window()}
+    written: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for path in folder.glob('t*/g*/metrics.jsonl'):
+        for row in map(json.loads, path.read_text().splitlines()):
+            for k in row.keys() - {'step', 'time'}: written.setdefault((str(path.parent.relative_to(folder)), k), []).append((row['step'], row[k]))
+    assert kept == written, f'the watcher kept other points than were written in {folder.name}'
+    return sum(map(len, kept.values()))
+
+
 def check(victim: Victim, peace: Path) -> None:
     "What must hold of a study that was disturbed; AssertionError when it does not"
     from tts_tuner.config.contracts import read_decisions
-    from tts_tuner.tuner.opt_engine import OptEngine
+    from tts_tuner.tuner.engines import open_engine
     victim.remember()
     folder, settings = victim.folder, victim.settings
-    trials = OptEngine(settings, folder / 'study.journal').trials()
+    trials = open_engine(settings, read_only=True).trials()
     assert [t.name for t in trials] == [f't{n:03d}' for n in range(settings.n_trials)], f'trials lost or doubled: {[t.name for t in trials]}'
     assert all(t.state in ('complete', 'pruned', 'fail') for t in trials), f'stuck: {[(t.name, t.state) for t in trials]}'
     decisions = [replace(d, time=None) for d in read_decisions(folder / 'decisions.jsonl')]
@@ -180,6 +208,7 @@ def check(victim: Victim, peace: Path) -> None:
         steps = [json.loads(line)['step'] for line in (folder / t.name / 'g001' / 'metrics.jsonl').read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1)), f'{t.name} counts steps twice or leaves some out'
     assert not victim.trainers(), 'somebody is left at work'
+    check_watched(folder)
     assert essence(folder) == essence(peace), f'other decisions than in peace: {essence(folder)} instead of {essence(peace)}'
 
 
@@ -221,7 +250,8 @@ def attack(home: Path, kills: int, real: bool, seed: int) -> dict[str, float]:
         print(f'{settings.study}: whole, {sum(counts.values())} kills so far')
         if sum(counts.values()) >= kills: break
     found: dict[str, float] = {'kills': sum(counts.values()), **{f'kills of {k}': n for k, n in counts.items()}, 'studies': done, 'trials': trials,
-                               'trials lost': 0, 'trials doubled': 0, 'trials stuck': 0, 'steps counted twice': 0, 'decisions other than in peace': 0}
+                               'trials lost': 0, 'trials doubled': 0, 'trials stuck': 0, 'steps counted twice': 0, 'decisions other than in peace': 0,
+                               'points lost or doubled by the watcher': 0}
     for what, values in seen.items():
         if values: found |= {f'{what}, s: median': round(statistics.median(values), 2), f'{what}, s: longest': round(max(values), 2)}
     return found
