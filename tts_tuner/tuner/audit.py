@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,6 +168,16 @@ class AuditLog:
                 said = f'{len(rest)} bytes of an entry that was never finished stand before this one.'
                 base = self._add(base, 'entry torn', 'log', _sha(rest), '', said)
             return self._entry(base, what, subject, old, new, why)
+
+    def settings_changed(
+        self,
+        subject: str,  # "study anna"
+        old: Mapping[str, object],  # settings by name, as they were
+        new: Mapping[str, object],  # as they are now
+    ) -> list[Entry]:  # one for each that differs
+        "Note what is different from now on"
+        names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        return [self.record('settings changed', f'{subject}: {k}', str(old.get(k, '')), str(new.get(k, ''))) for k in names]
 
     def _add(self, base: Anchor, *texts: str) -> Anchor:
         entry = self._entry(base, *texts)
