@@ -32,7 +32,7 @@ from .trials import MetricsReader, PlainView, StudyView, TrialRow, last_numbers,
 # %% auto #0
 __all__ = ['GenerationStudy', 'generation_row', 'run_generations']
 
-# %% ../../nbs/tuner/66d_generation_loop.ipynb #626a931b
+# %% ../../nbs/tuner/66d_generation_loop.ipynb #8241e95d
 class GenerationStudy:
     "A study of generations at work: ledger, engine, decisions, the trainer, tracker, view"
 
@@ -98,7 +98,7 @@ class GenerationStudy:
         name, run_dir = f'{TRIAL}/{g.name}', self.run_dir(f'{TRIAL}/{g.name}')
         if found := find_trainer(run_dir): stop_trainers([TrainerProcess(self._job(g), self.trainer, adopt=found)])
         self._read(g.name)
-        failed, own = ended.evidence[0].source in ('trainer', 'diverging'), [s for s, _ in self.ledger.validations[g.name] if s <= ended.step]
+        failed, own = ended.evidence[0].source != 'generations', [s for s, _ in self.ledger.validations[g.name] if s <= ended.step]
         if g.number is not None: self.engine.tell(g.number, *(('fail',) if failed or not own else ('complete', self.ledger.seen(g.name).rate(ended.step))))
         self.book.record(self.ledger.controller.end(self.ledger.cycle(g.name, ended.step)))
         self._forward(g.name)
