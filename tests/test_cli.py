@@ -9,7 +9,7 @@ import pytest
 from tts_tuner import cli
 from tts_tuner.config.errors import TTSTunerError
 
-VERBS = ('run', 'config', 'train', 'synth', 'import', 'export', 'replay', 'judge', 'report', 'doctor', 'demo-corpus', 'version')
+VERBS = ('run', 'config show', 'config migrate', 'train', 'synth', 'import', 'export', 'replay', 'judge', 'report', 'doctor', 'demo-corpus', 'version')
 HEADLESS = {k: v for k, v in os.environ.items() if k not in ('DISPLAY', 'WAYLAND_DISPLAY', 'MPLBACKEND')}
 
 
@@ -77,7 +77,7 @@ def test_entry_point():
 
 @pytest.mark.parametrize('verb', VERBS)
 def test_each_help_has_examples(tts_tune, verb):
-    status, out, _ = tts_tune(verb, '--help')
+    status, out, _ = tts_tune(*verb.split(), '--help')
     assert status == 0 and 'Examples:' in out and f'  tts-tune {verb}' in out
 
 
@@ -118,10 +118,14 @@ def test_flags_reach_the_study(tts_tune, monkeypatch, tmp_path):
 
 
 def test_printed_settings_can_be_read_back(tts_tune, tmp_path):
-    code, out, _ = tts_tune('config', '--trials', '3', '--hparams', 'max_steps=600')
+    code, out, _ = tts_tune('config', 'show', '--plain', '--trials', '3', '--hparams', 'max_steps=600')
     assert code == 0
     (tmp_path / 'again.yaml').write_text(out)
-    assert tts_tune('config', '--config', 'again.yaml')[1] == out
+    assert tts_tune('config', 'show', '--plain', '--config', 'again.yaml')[1] == out
+    told = tts_tune('config', 'show', '--meanings', '--trials', '3', '--hparams', 'max_steps=600')[1]
+    assert '# --trials: trials wanted' in told
+    (tmp_path / 'again.yaml').write_text(told)
+    assert tts_tune('config', 'show', '--plain', '--config', 'again.yaml')[1] == out
 
 
 @pytest.mark.parametrize('text, words', [

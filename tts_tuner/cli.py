@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_desk, cli_past, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
+from . import cli_config, cli_desk, cli_past, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
 from .cli_past import own_hparams
 from tts_tuner.cli_settings import (
     ConfigFile,
@@ -38,7 +38,7 @@ from .command import answer, app, typed, verb
 from .config.errors import UserError
 
 # %% auto #0
-__all__ = ['run', 'config', 'train', 'main']
+__all__ = ['run', 'train', 'main']
 
 # %% ../nbs/90_cli.ipynb #f8531f3a
 @verb('run', 'tts-tune run', 'tts-tune run --corpus my_voice --study anna --trials 8 --timeout 12h', 'tts-tune run --config study.yaml rungs.cohort=6',
@@ -66,22 +66,6 @@ def run(
     sit_exam(settings.folder, result.corpus, Path(settings.data) / 'cache')
     make_report(settings.folder)
     print(closing_words(read_study(settings.folder)))
-
-
-@verb('config', 'tts-tune config > study.yaml', 'tts-tune config --preset paper rungs.cohort=4')
-def config(
-    words: Words = None, config: ConfigFile = None, corpus: CorpusFolder = None, study: StudyName = None, trials: Trials = None,
-    max_trials: MaxTrials = None, timeout: Timeout = None, auto_deploy_best: Deploy = None, preset: Preset = None, hparams: Fixed = '',
-    workers: Workers = None, seed: Seed = None, tracking: Track = None,
-) -> None:
-    """Print the settings `run` would use, as YAML.
-
-    `run --config FILE` reads them back."""
-    from tts_tuner.config.settings import settings_to_yaml
-
-    settings = line_settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
-                         timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed)
-    print(settings_to_yaml(settings), end='')
 
 # %% ../nbs/90_cli.ipynb #eeff0288
 def _print_hparams(wanted: bool) -> None:
@@ -164,7 +148,8 @@ def main(
     answer(argv)
 
 
-_ORDER = ('run', 'status', 'watch', 'ui', 'synth', 'train', 'judge', 'report', 'replay', 'import', 'export', 'demo-corpus', 'doctor', 'version')  # as the help lists them
+_ORDER = ('run', 'status', 'watch', 'ui', 'synth', 'train', 'judge', 'report', 'replay', 'import', 'export',
+          'demo-corpus', 'doctor', 'version')  # as the help lists them
 app.registered_commands.sort(key=lambda c: _ORDER.index(c.name or '') if c.name in _ORDER else len(_ORDER))
 
 # %% ../nbs/90_cli.ipynb #8b017912

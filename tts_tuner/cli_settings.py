@@ -16,10 +16,10 @@ from .config.errors import UserError
 
 # %% auto #0
 __all__ = ['ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Workers', 'Seed',
-           'Deploy', 'Track', 'Words', 'line_settings']
+           'Deploy', 'Track', 'Words', 'line_trace', 'line_settings']
 
 # %% ../nbs/89a_cli_settings.ipynb #b529a54f
-ConfigFile = Annotated[Path | None, typer.Option('--config', help='YAML file with settings of the study; `tts-tune config` prints one.')]
+ConfigFile = Annotated[Path | None, typer.Option('--config', help='YAML file with settings of the study; `tts-tune config show` prints one.')]
 CorpusFolder = Annotated[Path | None, typer.Option('--corpus', '--dataset', help='Folder with metadata.csv and wavs/. [a demonstration corpus is made]')]
 StudyName = Annotated[str | None, typer.Option('--study', help='Name of the study; one that exists is continued. [voice]')]
 Trials = Annotated[int | None, typer.Option('--trials', min=1, help='Trials wanted. [6]')]
@@ -34,7 +34,7 @@ Track = Annotated[str | None, typer.Option('--tracking', help='mlflow or none. [
 Words = Annotated[list[str] | None, typer.Argument(metavar='KEY=VALUE', help='Any setting by its path, e.g. rungs.cohort=6 tracking.uri=http://host:5000')]
 
 
-def line_settings(
+def line_trace(
     config: Path | None,  # YAML file
     words: list[str] | None,  # KEY=VALUE
     hparams: str,  # "key=value,key=value"
@@ -42,13 +42,17 @@ def line_settings(
     workers: str | None,  # a number or "auto"
     tracking: str | None,  # "mlflow" or "none"
     **flags: Any,  # settings by name; None is not said
-) -> Any:  # RunSettings
+) -> Any:  # Traced: settings, and where each came from
     "Checked settings of a study from file, words and flags; `UserError` for what cannot be read"
-    from tts_tuner.config.settings import load_settings
+    from tts_tuner.config.settings import trace_settings
 
-    words = list(words or [])
     if tracking not in (None, 'none', 'mlflow'): raise UserError(f'--tracking is none or mlflow, not "{tracking}".')
-    if tracking: words.append(f'tracking.enabled={"true" if tracking == "mlflow" else "false"}')
     if workers is not None and workers != 'auto' and not workers.isdigit(): raise UserError(f'--workers is a number or auto, not "{workers}".')
-    return load_settings(config, words, hparams, corpus=str(corpus) if corpus else None,
-                         workers=int(workers) if workers and workers.isdigit() else workers, **flags)
+    enabled = dict(enabled=tracking == 'mlflow') if tracking else None
+    return trace_settings(config, words or [], hparams, corpus=str(corpus) if corpus else None, tracking=enabled,
+                          workers=int(workers) if workers and workers.isdigit() else workers, **flags)
+
+
+def line_settings(*given: Any, **flags: Any) -> Any:
+    "Settings alone, of what `line_trace` takes"
+    return line_trace(*given, **flags).settings

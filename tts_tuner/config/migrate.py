@@ -127,7 +127,7 @@ def migrate_file(
     found = migrate(raw_values(read_yaml(Path(path))), f'{path}: ')
     return found, migrated_yaml(found) if found.changed else Path(path).read_text()
 
-# %% ../../nbs/config/06_migrate.ipynb #9a8b36d4
+# %% ../../nbs/config/06_migrate.ipynb #0453e53b
 def _lines(tree: Mapping[str, Any], said: Mapping[str, Note], path: str = '') -> Iterator[str]:
     indent = '  ' * (path.count('.') + bool(path))
     for key, value in tree.items():
@@ -155,6 +155,6 @@ def summary(
 ) -> str:  # lines for people
     "What became of each key, what was kept without a remark only counted"
     quiet = [n for n in found.of_kind('kept') if not n.words]
-    lines = [f'kept      {len(quiet)} keys as they are'] if quiet else []
+    lines = [f'kept      {len(quiet)} key{"s" * (len(quiet) > 1)} unchanged'] if quiet else []
     lines += [f'{kind:<10}{n}' for kind in ('kept', 'renamed', 'replaced', 'added', 'dropped') for n in found.of_kind(kind) if n not in quiet]
     return '\n'.join(lines)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from .blocks import EarlyStopping, Optimization, Rungs, parse_duration
 from .dimension import Dimension, Scalar, Strict, default_space
+from .earlier import answer
 from .errors import UserError, nearest
 from .files import write_atomic
 from .hparams import PRESETS, parse_overrides
@@ -86,9 +87,9 @@ def _layer(config: Any, where: str = '', replaced: Iterable[str] = ()) -> Layer:
     for written, value in leaves(raw):
         [(path, _)] = leaves(expand(_nested(written, value), RunSettings.SHORT))
         if not (isinstance(value, str) and '${' in value): continue
-        if path in kept: references[path] = value
+        if path in kept or answer(written): references[path] = value
         elif found := re.fullmatch(r'\$\{oc\.env:\s*(\w+).*\}', value): environment[path] = found[1]
-        if path in kept or path in later: OmegaConf.update(config, written, None)
+        if path in references or path in later: OmegaConf.update(config, written, None)
     values = expand(_resolved(config, where), RunSettings.SHORT)
     for path, value in references.items(): put(values, path, value)
     return Layer(values, tuple(raw), environment)
