@@ -131,7 +131,7 @@ class Victim:
     def close(self) -> None:
         for process in (self.tuner, self.watcher):
             if process.poll() is None: process.kill()
-            process.communicate()
+            process.wait()
         for pid in self.trainers().values():
             with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
 

@@ -377,8 +377,8 @@ class LogWatcher:
 def sources_of(
     folder: str | Path,  # runs/STUDY
 ) -> Iterable[MetricSource]:
-    "A source for each run folder `t003/g001` of a study: its stream, or its event files when there is no stream"
+    "A source for each run folder `t003/g001` of a study: its stream, or its event files where no trainer of ours writes one"
     for place in sorted(Path(folder).glob('t*/g*')):
         run = f'{place.parent.name}/{place.name}'
-        if (place / 'metrics.jsonl').is_file(): yield JsonlSource(run, place / 'metrics.jsonl')
+        if any((place / name).is_file() for name in ('metrics.jsonl', 'status.json')): yield JsonlSource(run, place / 'metrics.jsonl')
         elif next(place.glob('events.out.tfevents.*'), None): yield TensorBoardSource(run, place)
