@@ -205,14 +205,14 @@ def past_holders(
 ) -> list[str]:  # versions as texts, the present one last; '' for nobody
     "The pile of holders of an alias"
     pile: list[str] = []
+    before: list[str] = []
     for e in entries:
         if e.subject != subject: continue
-        if e.what == 'alias moved': pile.append(e.new)
+        if e.what == 'not done': pile = before
+        elif e.what == 'alias moved': pile, before = [*pile, e.new], pile
         elif e.what in ('rollback', 'alias found'):
-            if e.new in pile:
-                while pile[-1] != e.new: pile.pop()
-            else: pile.append(e.new)
-        elif e.what == 'not done' and pile and pile[-1] == e.new: pile.pop()
+            at = max((i for i, v in enumerate(pile) if v == e.new), default=-1)
+            pile, before = pile[:at + 1] if at >= 0 else [*pile, e.new], pile
     return pile
 
 

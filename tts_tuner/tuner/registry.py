@@ -113,8 +113,9 @@ class ModelRegistry:
         "A registry that is there; NoModel when nothing is registered in it, TTSTunerError when it does not answer"
         missing = NoModel(f'{uri} has no model "{name}" yet; `tts-tune run` registers the winner of a study there.')
         if uri.startswith('sqlite:///') and not Path(uri.removeprefix('sqlite:///')).is_file(): raise missing
-        registry = cls(mlflow_client(uri), name, audit, gates)
-        try: there = registry.exists()
+        try:
+            registry = cls(mlflow_client(uri), name, audit, gates)
+            there = registry.exists()
         except Exception as e:  # MLflow's own, the database's, the network's
             raise TTSTunerError(f'The registry at {uri} does not answer ({tracker_trouble(e)}).') from e
         if not there: raise missing
