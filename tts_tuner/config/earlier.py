@@ -108,7 +108,7 @@ _EXTENDED: dict[str, Earlier] = {
 
 EARLIER: dict[str, Earlier] = {**_MERGED, **_EXTENDED}
 
-# %% ../../nbs/config/03a_earlier.ipynb #820d10ba
+# %% ../../nbs/config/03a_earlier.ipynb #2e05556a
 REMARKS: dict[str, str] = {
     'optimization.tpe.consider_magic_clip': 'the Parzen estimator of Optuna 5 always clips its kernels; there is no switch any more',
     'optimization.cma_es.sigma0': "Optuna's CMA-ES is about to lose sigma0; it is passed on as long as there is a place for it",
@@ -121,6 +121,7 @@ REMARKS: dict[str, str] = {
     'early_stopping.quality_gates.audio_quality_threshold': 'PESQ or predicted opinion, 1 to 5; the built-in vocoder cannot reach 3.5, null compares with it',
     'resources.distributed.world_size': 'processes of one trial; one that has fewer cards is told so',
     'resources.gpu.mixed_precision': 'bf16, without a loss scale',
+    'cicd.deployment.staging_threshold': "shares of the present champion's score on the same sentences; a voice has no accuracy",
 }
 
 # %% ../../nbs/config/03a_earlier.ipynb #12d74bb7

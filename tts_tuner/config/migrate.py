@@ -20,16 +20,18 @@ from .settings import raw_values, read_yaml
 # %% auto #0
 __all__ = ['Note', 'Migration', 'migrate', 'migrate_file', 'migrated_yaml', 'summary']
 
-# %% ../../nbs/config/06_migrate.ipynb #a93b2392
+# %% ../../nbs/config/06_migrate.ipynb #262099ff
 class Note(NamedTuple):
     "What became of one key"
     kind: str  # kept, renamed, replaced, dropped or added
     old: str  # path in the old file; "" for what is added
     new: str  # path in the new file; "" for what is dropped
     words: str = ''  # why
+    value: Any = None  # in the new file
 
     def __str__(self) -> str:
         what = f'{self.old} -> {self.new}' if self.old and self.new and self.old != self.new else self.old or self.new
+        if self.kind in ('replaced', 'added'): what += f' = {yaml_value(self.value)}'
         return f'{what}: {self.words}' if self.words else what
 
 
@@ -46,10 +48,10 @@ def _moved(path: str, value: Any) -> tuple[Note, Any]:
     found = answer(path)
     if found is None:
         [(new, _)] = leaves(expand({path.split('.')[0]: _below(path, value)}, RunSettings.SHORT))
-        return Note('kept' if new == path else 'renamed', path, new, REMARKS.get(new, '')), value
+        return Note('kept' if new == path else 'renamed', path, new, REMARKS.get(new, ''), value), value
     new = found.convert(value) if found.convert else value
-    if found.path == path and new == value: return Note('kept', path, path), value
-    return Note(found.kind, path, found.path, '; '.join(w for w in (found.words, REMARKS.get(found.path, '')) if w)), new
+    if found.path == path and new == value: return Note('kept', path, path, '', value), value
+    return Note(found.kind, path, found.path, '; '.join(w for w in (found.words, REMARKS.get(found.path, '')) if w), new), new
 
 
 def _below(path: str, value: Any) -> Any:
@@ -57,11 +59,11 @@ def _below(path: str, value: Any) -> Any:
     for part in reversed(path.split('.')[1:]): value = {part: value}
     return value
 
-# %% ../../nbs/config/06_migrate.ipynb #0a89cf50
+# %% ../../nbs/config/06_migrate.ipynb #1dd09fc5
 def _meant(new: Mapping[str, Any]) -> Iterator[tuple[Note, Any]]:
     "Settings that the old file implied"
     core, stopping = new.get('core_engine') or {}, new.get('early_stopping') or {}
-    def added(path: str, value: Any, words: str) -> tuple[Note, Any]: return Note('added', '', path, words), value
+    def added(path: str, value: Any, words: str) -> tuple[Note, Any]: return Note('added', '', path, words, value), value
     if 'preset' not in core: yield added('core_engine.preset', 'default', "the specification's own model; the usual preset, small, is for small corpora")
     if 'ensemble_weights' in stopping and 'level' not in stopping: yield added('early_stopping.level', 3, 'the weighted vote of all three decides')
     if ('rule' in stopping or 'strategies' in stopping) and 'adaptive_patience' not in stopping:
