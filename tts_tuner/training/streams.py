@@ -182,24 +182,28 @@ class Framing:
     ) -> tuple[list[bytes], int]:  # contents of whole records, bytes they take
         "Records in the order of the file"
         found: list[bytes] = []
-        at, end = 0, len(data)
+        at, last, end, known, unpack = 0, -1, len(data), self._known, _HEAD.unpack_from
         while at + 12 <= end:
-            length = self.head(data, at)
-            after = at + 16 + length if length is not None else 0
-            if length is not None and after > end: break  # the rest is still to come
-            if length is None or not self._whole(data, at, after):
-                skip = self._next(data, at + 1)
-                if skip is None: break  # perhaps the rest is still to come
-                self.damaged, at = self.damaged + 1, skip
+            length, check = unpack(data, at)
+            if known.get(length) == check or self.head(data, at) is not None:
+                after = at + 16 + length
+                if after > end: return found, at  # the rest is still to come
+                found.append(data[at + 12:after - 4])
+                last, at = at, after
                 continue
-            found.append(data[at + 12:after - 4])
-            at = after
+            if last >= 0 and not self._right(data, last, at): at = last
+            skip = self._next(data, at + 1)
+            if at == last: found.pop()
+            if skip is None: return found, at  # perhaps the rest is still to come
+            self.damaged, at, last = self.damaged + 1, skip, -1
+        if last >= 0 and not self._right(data, last, at):
+            found.pop()
+            at = last
         return found, at
 
-    def _whole(self, data: bytes, at: int, after: int) -> bool:
-        "Does a record begin behind this one, or is its content right?"
-        if after + 12 <= len(data) and self.head(data, after) is not None: return True
-        if after - at > 1 << 16: return True  # a picture or a sound at the end; no numbers could be wrong
+    def _right(self, data: bytes, at: int, after: int) -> bool:
+        "Is the content of this record, behind which none begins, as it was written?"
+        if after - at > 1 << 16: return True  # a picture or a sound; no numbers could be wrong
         return bool(self._crc(data[at + 12:after - 4]) == struct.unpack_from('<I', data, after - 4)[0])
 
     def _next(self, data: bytes, at: int) -> int | None:
@@ -230,26 +234,29 @@ class EventStream:
                 continue
             if not data: return [n for n in news if n.points or n.void_from is not None], again
             contents, n = self.framing.split(data)
-            for content in contents: self.framing.damaged += _numbers(content, news)
+            self._take(contents, news)
             self.tail.took(n)
 
+    def _take(self, contents: list[bytes], news: list[News]) -> None:
+        "Add the numbers of events to the news"
+        from google.protobuf.message import DecodeError
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-def _numbers(content: bytes, news: list[News]) -> bool:
-    "Add the numbers of an event to the news; was it none?"
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    try: event = Event.FromString(content)
-    except DecodeError: return True
-    values = event.summary.value
-    if values:
-        step, time, points = event.step, event.wall_time, news[-1].points
-        for value in values:
-            number: float | None = value.simple_value
-            if not number: number = _other(value)
-            if number is not None: points.append((value.tag, step, number, time))
-    elif event.WhichOneof('what') == 'session_log' and event.session_log.status == SessionLog.START and event.step:
-        news.append(News(int(event.step), []))
-    return False
+        parse, add = Event.FromString, news[-1].points.append
+        for content in contents:
+            try: event = parse(content)
+            except DecodeError:
+                self.framing.damaged += 1
+                continue
+            values = event.summary.value
+            if values:
+                step, time = event.step, event.wall_time
+                for value in values:
+                    number = value.simple_value or _other(value)
+                    if number is not None: add((value.tag, step, number, time))
+            elif event.WhichOneof('what') == 'session_log' and event.session_log.status == SessionLog.START and event.step:
+                news.append(News(int(event.step), []))
+                add = news[-1].points.append
 
 
 def _other(value: Any) -> float | None:
