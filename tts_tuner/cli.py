@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_config, cli_desk, cli_past, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
+from . import cli_config, cli_desk, cli_past, cli_registry, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
 from .cli_past import own_hparams
 from tts_tuner.cli_settings import (
     ConfigFile,
