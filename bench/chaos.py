@@ -33,6 +33,7 @@ TINY = ('frontend=characters,n_mels=20,symbols_embedding_dim=16,encoder_embeddin
         'attention_location_n_filters=4,attention_location_kernel_size=5,decoder_rnn_dim=24,prenet_dim=16,postnet_embedding_dim=8,'
         'postnet_n_convolutions=2,bucket_batches=2,n_validation=4,n_free_running=2,max_decoder_steps=80,device=cpu,'
         'max_steps=60,eval_every=20,checkpoint_every=10')
+PACE = 0.03  # seconds a step of the stand-in takes
 WEIGHTS = dict(tuner=3, trainer=3, watcher=2, everything=2)  # how often each is the victim
 
 
@@ -99,7 +100,7 @@ class Victim:
         self.kept: dict[str, list[bytes]] = {}
 
     def spawn(self, *words: str) -> subprocess.Popen[str]:
-        env = {**os.environ, 'FAKE_PACE': '0.03'}
+        env = {**os.environ, 'FAKE_PACE': str(PACE)}
         return subprocess.Popen([sys.executable, __file__, *words], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def begin(self) -> subprocess.Popen[str]:

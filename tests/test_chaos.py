@@ -1,4 +1,5 @@
 "Trainers that hang, freeze, die, are deaf or left behind; tuners killed at any moment; clocks that jump"
+import importlib
 import json
 import os
 import random
@@ -303,3 +304,14 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     room = Room(tmp_path, limits=Limits(silent=5, stuck=5, starting=20))
     assert room.fleet.run(jobs_in(tmp_path, 't000', 't001'), 60)['t001'].verdict == 'done' and not room.told
     assert starts(tmp_path, 't000') == [0] and steps(tmp_path, 't000') == list(range(1, 61))
+
+
+# everything at once
+
+def test_ten_kills_at_random(tmp_path, monkeypatch):
+    "What `bench/chaos.py` does two hundred times: tuner, watcher and trainers killed, nothing lost, doubled or stuck"
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / 'bench'))
+    chaos = importlib.import_module('chaos')
+    monkeypatch.setattr(chaos, 'PACE', 0.012)
+    found = chaos.attack(tmp_path, kills=10, real=False, seed=4)
+    assert found['kills'] == 10 and found['going on after imports, s: median'] < 3
