@@ -18,7 +18,7 @@ from ..config.settings import Rungs
 from .promotion import budget
 
 # %% auto #0
-__all__ = ['PRUNERS', 'MEDIAN_CHECKS', 'PROMOTION_EPOCHS', 'PROMOTION_SHARE', 'Stage', 'Bracket', 'Plan', 'Ladder',
+__all__ = ['PRUNERS', 'MEDIAN_LOOKS', 'PROMOTION_PARTS', 'PROMOTION_SHARE', 'Stage', 'Bracket', 'Plan', 'Ladder',
            'halving_stages', 'cohorts', 'extend', 'plan_to_json', 'plan_from_json', 'plan_from_cohorts', 'Share',
            'TrialShare', 'Account', 'account', 'account_text']
 
@@ -66,9 +66,10 @@ class Plan:
             if b.first <= int(trial[1:]) < b.first + b.size: return b
         raise KeyError(trial)
 
-# %% ../../nbs/tuner/61d_budgets.ipynb #fbf00b20
+# %% ../../nbs/tuner/61d_budgets.ipynb #46099226
 PRUNERS = ('rungs', 'hyperband', 'successive_halving', 'bohb', 'median', 'promotion', 'none')
-MEDIAN_CHECKS, PROMOTION_EPOCHS, PROMOTION_SHARE = 6, 12, 0.3  # parts of a run between two looks, and what promotion may use
+MEDIAN_LOOKS = (1 / 12, 1 / 6, 1 / 3, 2 / 3)  # shares of a run at which the median rule looks
+PROMOTION_PARTS, PROMOTION_SHARE = 12, 0.3  # parts of a run that promotion gives, and the share of all of them it may use
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _hyperband(n: int, rule: Ladder) -> list[Bracket]:
         out += [Bracket(0, m, halving_stages(m, t, rule), r) for m, t in zip(sizes, range(s, -1, -1)) if m]
     return out
 
-# %% ../../nbs/tuner/61d_budgets.ipynb #a5889a1f
+# %% ../../nbs/tuner/61d_budgets.ipynb #c547c3b9
 def cohorts(
     n: int,  # trials
     size: int,  # trials that climb together
@@ -166,16 +167,16 @@ def cohorts(
     return [*begun, *more]
 
 
-def _parts(size: int, parts: int, max_steps: int) -> tuple[Stage, ...]:
-    "Pauses after equal parts of a run, from which anybody may go on"
-    steps = sorted({math.ceil(max_steps * k / parts) for k in range(1, parts)} - {max_steps})
+def _pauses(size: int, shares: Sequence[float], max_steps: int) -> tuple[Stage, ...]:
+    "Pauses at shares of a run, from which anybody may go on"
+    steps = sorted({math.ceil(max_steps * share - 1e-9) for share in shares} - {max_steps})
     return tuple(Stage(s, size) for s in steps)
 
 
 def _cohorts(n: int, rule: Ladder) -> list[Bracket]:
     ladder = tuple(map(Stage, rule.rungs.steps, rule.rungs.keep))
-    stages = dict(rungs=lambda size: ladder, none=lambda size: (), median=lambda size: _parts(size, MEDIAN_CHECKS, rule.max_steps),
-                  promotion=lambda size: _parts(size, PROMOTION_EPOCHS, rule.max_steps))[rule.pruner]
+    stages = dict(rungs=lambda size: ladder, none=lambda size: (), median=lambda size: _pauses(size, MEDIAN_LOOKS, rule.max_steps),
+                  promotion=lambda size: _pauses(size, [k / PROMOTION_PARTS for k in range(1, PROMOTION_PARTS)], rule.max_steps))[rule.pruner]
     return [Bracket(0, size, stages(size), 0 if rule.pruner == 'rungs' else k) for k, size in enumerate(cohorts(n, rule.rungs.cohort))]
 
 # %% ../../nbs/tuner/61d_budgets.ipynb #151673c0

@@ -50,7 +50,7 @@ def decide_median(
         out.append(Decision(kind, s.trial, s.step, f'{s.trial} {words} at look {len(mine)}: {why}.', (standing_evidence(s, verdict, why, **numbers), *seen)))
     return sorted(out, key=lambda d: int(d.subject[1:]))
 
-# %% ../../nbs/tuner/61f_climb.ipynb #ce0eb788
+# %% ../../nbs/tuner/61f_climb.ipynb #e871eb2e
 class OutOfTime(Exception):
     "Raised by `measure` when no further work may be done"
 
@@ -110,18 +110,28 @@ class _Walk:
         self.record([d for d in decisions if d.kind != 'promote'], rung)
         return [d.subject for d in decisions if d.kind == 'promote']
 
+    def out(self, s: Standing, company: Sequence[str], over: set[str]) -> Decision | None:
+        "The end of a trial that failed, or that a detector doubts while another one of its company is not doubted"
+        if s.problem: return cannot_go_on(s)
+        sound = [n for n in company if n in self.last and n not in over and not self.last[n].problem and not self.last[n].doubts]
+        if not (s.doubts and sound): return None
+        why = s.doubts[0].words.rstrip('.')
+        seen = (standing_evidence(s, 'not aligning', why, promise=promise(s)), *s.doubts)
+        return Decision('prune', s.trial, s.step, f'{s.trial} is given up: {why}.', seen)
+
     def promotion(self, bracket: Bracket) -> list[str]:  # trials that are at the end
         "Part by part to those who may still win"
         names, steps = bracket.trials, [*(s.step for s in bracket.stages), self.plan.max_steps]
-        study, aside = _Trials(bracket.size, len(steps), [[] for _ in names]), dict[int, str]()
+        study, aside, over = _Trials(bracket.size, len(steps), [[] for _ in names]), dict[int, str](), set[str]()
         for turn in turns(study, PromotionRule(share=self.plan.share), maximise=True):
             aside |= turn.aside
             epoch, who = len(study.seen[turn.trials[0]]), [names[i] for i in turn.trials]
             if epoch: self.record([_turn(self.last[n], 'promote', f'part {epoch + 1} of {len(steps)}, {turn.why}') for n in who], epoch)
-            stands = {s.trial: s for s in self.look(who, steps[epoch], epoch)}
-            self.record([cannot_go_on(s) for s in stands.values() if s.problem], epoch)
-            for i in turn.trials: study.seen[i].append(math.inf if stands[names[i]].problem else promise(stands[names[i]]))
-        able = [i for i, n in enumerate(names) if n in self.last and not self.last[n].problem]
+            ended = [d for s in self.look(who, steps[epoch], epoch) if (d := self.out(s, names, over))]
+            self.record(ended, epoch)
+            over |= {d.subject for d in ended}
+            for i in turn.trials: study.seen[i].append(math.inf if names[i] in over else promise(self.last[names[i]]))
+        able = [i for i, n in enumerate(names) if n in self.last and n not in over]
         done = [i for i in able if len(study.seen[i]) == len(steps)]
         self.record([_turn(self.last[names[i]], 'prune', aside.get(i, 'the budget of its company is spent')) for i in able if i not in done], len(steps))
         return [names[i] for i in done]
