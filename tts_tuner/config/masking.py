@@ -129,9 +129,9 @@ class _Hidden:
 
 MASK = '***'  # shorter than any secret, so that masking again comes to an end
 
-# %% ../../nbs/config/07a_masking.ipynb #9b7641a1
+# %% ../../nbs/config/07a_masking.ipynb #866c3097
 _URL_PASSWORD = re.compile(r'(?<=://)([^\s/:@"\']{0,128}):([^\s/@"\']{1,512})@')
-_BEFORE = rf'({_COLOUR}|{_SLASHES}(?:[nrt]|u[0-9a-f]{{4}})|%[0-9a-f]{{2}}|(?<![^\W_]))'  # a word begins after it; kept
+_BEFORE = rf'({_COLOUR}|{_SLASHES}(?:[nrt]|u[0-9a-f]{{4}})|%(?:25)*[0-9a-f]{{2}}|(?<![^\W_]))'  # a word begins after it; kept
 _MAIL = re.compile(rf'(?i){_BEFORE}[\w.+-]{{1,64}}(?:@|%(?:25)*40|{_SLASHES}u0040|&\#(?:64|x40);)[\w-]{{1,63}}(?:\.[\w-]{{1,63}})+')
 _HOMES = re.compile(r'(?i)(?:(?:/|%(?:25)*2f)(?:home|users)(?:/|%(?:25)*2f)|\b[a-z]:(?:\\+|/)users(?:\\+|/))[^\s/"\'\\:,;)(<>%&|\[\]]+')
 

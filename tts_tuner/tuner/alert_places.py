@@ -65,7 +65,7 @@ class AppriseNotifier:
         why = self.masker.mask(said[0] if said else 'it was refused').rstrip('.')
         raise NotSent(why, again=not _FINAL.search(why))
 
-# %% ../../nbs/tuner/68c_alert_places.ipynb #6cb149a3
+# %% ../../nbs/tuner/68c_alert_places.ipynb #eb5636a3
 class _Off(Exception):
     "A place is off, with the reason"
 
@@ -81,7 +81,8 @@ class _Setup:
         "What every plugin is given"
         import apprise
         asset = apprise.AppriseAsset(app_id='tts_tuner', app_desc='tts_tuner', app_url='', image_url_mask='', image_url_logo='', image_path_mask='',
-                                     async_mode=False, secure_logging=True, http_redirects=False)
+                                     async_mode=False, secure_logging=True, http_redirects=False,
+                                     service_timeout=0)  # a timeout would take a thread that keeps the program from ending
         return dict(asset=asset, cto=self.seconds, rto=self.seconds, redirect=False)
 
     def value(self, written: str | None, usual: str, plain: bool = False) -> str | None:  # None: neither named nor there
