@@ -179,10 +179,11 @@ class OptEngine:
         "A trial of the store as ours; worked out anew only when it has changed"
         seen = self._seen.get(t.number)
         if seen and seen[0] is t: return seen[1]
+        if t.state.is_finished() and t.distributions.keys() == self._space.keys(): t.distributions = self._space  # one for all: most of a trial's memory
         told, state = t.user_attrs.get('told') or {}, t.state.name.lower()
         value = told.get('value', t.value)
-        trial = Trial(t.number, t.user_attrs.get('role', 'proposal'), dict(t.params), self.plan.complete(t.params, t.user_attrs.get('changes') or {}),
-                      told.get('state', 'running' if state == 'waiting' else state), None if value is None else float(value), dict(t.intermediate_values),
+        trial = Trial(t.number, t.user_attrs.get('role', 'proposal'), t.params, self.plan.complete(t.params, t.user_attrs.get('changes') or {}),
+                      told.get('state', 'running' if state == 'waiting' else state), None if value is None else float(value), t.intermediate_values,
                       t.user_attrs.get('excess') or {})
         self._seen[t.number] = (t, trial)
         return trial

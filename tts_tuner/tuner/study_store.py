@@ -29,12 +29,12 @@ T = TypeVar('T')
 # %% auto #0
 __all__ = ['T', 'USUAL', 'Patience', 'Journal', 'is_url', 'open_database']
 
-# %% ../../nbs/tuner/61g_study_store.ipynb #e7630854
+# %% ../../nbs/tuner/61g_study_store.ipynb #00e7e82b
 @dataclass(frozen=True)
 class Patience:
     "How long a locked store is waited for"
     first: float = 0.001  # seconds before the second attempt
-    ceiling: float = 0.25  # longest wait between two attempts, seconds
+    ceiling: float = 0.05  # longest wait between two attempts, seconds
     limit: float = 300.0  # seconds until it is given up
     speak_after: float = 5.0  # seconds of silence
     sleep: Callable[[float], object] = time.sleep
