@@ -306,6 +306,15 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     assert starts(tmp_path, 't000') == [0] and steps(tmp_path, 't000') == list(range(1, 61))
 
 
+def test_numbers_reach_the_tracker_once_whatever_the_clock_says():
+    "Set back two hours after step 30; and steps 21 to 40 done again after a kill"
+    from tts_tuner.tuner.tracker import thin
+    rows = [dict(step=s, time=1e9 + s - (7200 if s > 30 else 0), train_loss=1 / s) for s in range(1, 61)]
+    assert [n[3] for n in thin(rows, since=30)] == [40, 50, 60]
+    again = rows[:20] + [dict(r, time=1e9 + 900 + r['step']) for r in rows[20:]]
+    assert [n[3] for n in thin(again, since=40)] == [50, 60]
+
+
 # everything at once
 
 def test_ten_kills_at_random(tmp_path, monkeypatch):

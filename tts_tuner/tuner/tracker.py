@@ -29,14 +29,14 @@ __all__ = ['thin', 'batches', 'Tracker']
 # %% ../../nbs/tuner/64a_tracker.ipynb #fae737a2
 def thin(
     rows: Iterable[Mapping[str, Any]],  # lines of metrics.jsonl
-    since: float = 0.0,  # time of the last line that was sent already
+    since: int = 0,  # last step that was sent already; a clock may have been set back since, and steps may have been done again
     every: int = 10,  # of the lines without a validation, one in so many
 ) -> list[tuple[str, float, int, int]]:  # (name, value, milliseconds since 1970, step)
     "The numbers worth sending"
     out = []
     for row in rows:
         when, step = float(row.get('time', 0.0)), int(row['step'])
-        if when <= since or ('alignment_score' not in row and step % every): continue
+        if step <= since or ('alignment_score' not in row and step % every): continue
         out += [(k, float(v), int(when * 1000), step) for k, v in row.items()
                 if k not in ('step', 'time') and isinstance(v, (int, float)) and not isinstance(v, bool)]
     return out
@@ -87,7 +87,7 @@ class Tracker:
             mark = f'{self._runs["key"]["id"]}/{name}'
             made = self._client.search_runs([self._experiment], f"tags.`tts_tuner.key` = '{mark}'", max_results=1) if self._again else []
             run = made[0] if made else self._client.create_run(self._experiment, run_name=title, tags={**tags, 'tts_tuner.key': mark})
-            self._runs[name] = dict(id=run.info.run_id, sent=0.0)
+            self._runs[name] = dict(id=run.info.run_id, sent=0)
             self._keep()
         return self._runs[name]['id']
 
@@ -103,7 +103,7 @@ class Tracker:
         def work() -> None:
             self._client, self._experiment = connect_mlflow(self.tracking.uri, self.tracking.experiment, self.artifact_store)
             known = 'study' in self._runs
-            if 'key' not in self._runs: self._runs['key'] = dict(id=uuid.uuid4().hex, sent=0.0)
+            if 'key' not in self._runs: self._runs['key'] = dict(id=uuid.uuid4().hex, sent=0)
             self._keep()
             from tts_tuner.training.metadata import as_tags, run_metadata
             facts = {} if known else as_tags(run_metadata(tags.get('digest', '')))
@@ -152,7 +152,7 @@ class Tracker:
             numbers = thin(rows, self._runs[name]['sent'])
             for part in batches(numbers): self._client.log_batch(self._runs[name]['id'], metrics=[Metric(*n) for n in part])
             if not numbers: return
-            self._runs[name]['sent'] = max(float(r.get('time', 0.0)) for r in rows)
+            self._runs[name]['sent'] = max(int(r['step']) for r in rows)
             self._keep()
         self._do(work)
 
@@ -199,7 +199,7 @@ class Tracker:
             registry = ModelRegistry(self._client, self.tracking.model_name, self.audit, self.gates)
             source = f'{self._client.get_run(run).info.artifact_uri}/voice'
             decisions = registry.register(source, run, [Measurement(score, digest)], auto, self.folder.name, content)
-            self._runs['model'] = dict(id=content, sent=0.0)
+            self._runs['model'] = dict(id=content, sent=0)
             self._keep()
             return decisions
         told: Future[list[Decision]] = self._do(work)
