@@ -16,8 +16,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from ..config.files import append_line, write_atomic
@@ -49,25 +50,25 @@ class Entry:
 
     def line(self) -> bytes:
         "The canonical form, without a line end"
-        return _canonical(asdict(self))
+        return _canonical(vars(self))
 
     def true_hash(self) -> str:
         "The hash this entry should have"
-        return hashlib.sha256(_canonical({k: v for k, v in asdict(self).items() if k != 'hash'})).hexdigest()
+        return hashlib.sha256(_canonical({k: v for k, v in vars(self).items() if k != 'hash'})).hexdigest()
 
 
 def _canonical(fields: dict[str, str | int]) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(',', ':'), ensure_ascii=False).encode()
 
 
+@lru_cache(1 << 16)
 def read_entry(
     line: bytes,  # of the log, without its line end
 ) -> Entry | None:  # None when it is no entry at all; its hash is not checked
     "The entry in a line"
     try: entry = Entry(**json.loads(line))
     except (ValueError, TypeError, RecursionError): return None
-    kinds = {k: int if k == 'n' else str for k in asdict(entry)}
-    return entry if all(type(v) is kinds[k] for k, v in asdict(entry).items()) else None
+    return entry if all(type(v) is (int if k == 'n' else str) for k, v in vars(entry).items()) else None
 
 # %% ../../nbs/tuner/63c_audit.ipynb #822bd6ad
 @dataclass(frozen=True)
