@@ -91,6 +91,7 @@ FULL_SPACE: dict[str, dict[str, Any]] = {
     'dropout_decoder': dict(type='uniform', low=0.0, high=0.5),
     'batch_size': dict(type='choice', choices=[24, 32, 48]),
     'grad_clip_thresh': dict(type='uniform', low=0.5, high=1.5),
+    'mel_fmax': dict(type='choice', choices=[7600, 8000, None]),  # None is half the sample rate
 }
 WIDE_SPACE: dict[str, dict[str, Any]] = {
     'learning_rate': dict(type='loguniform', low=1e-5, high=1e-2, default=1e-3),
