@@ -2,7 +2,11 @@
 import pytest
 
 from tts_tuner.config.errors import UserError
-from tts_tuner.config.settings import RunSettings, check_settings, default_space, load_settings, parse_duration, save_settings
+from tts_tuner.config.provenance import settings_with_origins
+from tts_tuner.config.run_settings import block_hparams, reference_paths
+from tts_tuner.config.settings import (
+    RunSettings, Tracking, by_short_name, check_same_study, check_settings, default_space, flat_values, load_settings, parse_duration, plain_values, save_settings,
+    trace_settings)
 
 SPACE_003 = '''
 search_space:
@@ -60,6 +64,37 @@ def test_numbers_without_a_dot_are_numbers(tmp_path):
     ('study: ../up', ['study']),
     ('corpus: ${oc.env:SURELY_NOT_SET}', ['corpus', 'SURELY_NOT_SET', 'is not set']),
     ('corpus: ${SURELY_NOT_SET}', ['corpus', 'oc.env']),
+    ('optimization: {sampler: cmaes}', ['optimization.sampler', "'gp'", '"cma_es"']),
+    ('optimization: {pruner: asha}', ['optimization.pruner', 'successive_halving']),
+    ('optimization: {hyperband: {min_resource: 80, max_resource: 80}}', ['optimization.hyperband', 'min_resource 80 must be smaller']),
+    ('optimization: {bohb: {min_budget: 0}}', ['optimization.bohb.min_budget', 'greater than 0']),
+    ('optimization: {cma_es: {sigma0: 3}}', ['optimization.cma_es.sigma0', 'less than or equal to 1']),
+    ('search_space: wider', ['search_space', '"wide"', 'full']),
+    ('search_space: {learning_rate: {type: normal, low: 1, high: 2}}', ['search_space.learning_rate.type', 'loguniform']),
+    ('search_space: {learning_rate: {type: loguniform, low: 1e-3, high: 1e-2, step: 1e-3}}', ['takes no step']),
+    ('search_space: {batch_size: {type: int, low: 4, high: 8, step: 5}}', ['step 5', 'fit between']),
+    ('search_space: {learning_rate: {type: uniform, low: 0.1, high: .inf}}', ['finite']),
+    ('search_space: {batch_size: {type: int, low: 4, high: 8, when: {attentoin: [location]}}}', ['search_space.batch_size.when', 'attentoin']),
+    ('search_space: {attention: {type: choice, choices: [forward, dynamic]}, batch_size: {type: int, low: 4, high: 8, when: {attention: [location]}}}',
+     ['search_space.batch_size.when', "never takes the value 'location'"]),
+    ('optimization: {known_good: [{learning_rte: 1e-3}]}', ['known_good.0.learning_rte', '"learning_rate"']),
+    ('optimization: {known_good: [{learning_rate: 9}]}', ['known_good.0.learning_rate', '9 is not among']),
+    ('resources: {checkpointing: {save_frequency: 50}}\nhparams: {checkpoint_every: 20}', ['save_frequency', 'checkpoint_every=20', 'one of the two']),
+    ('audio_processing: {preprocessing: {mel_fmax: 8000}}\nsearch_space: {mel_fmax: {type: choice, choices: [7600, 8000]}}', ['search_space.mel_fmax', 'audio_processing']),
+    ('audio_processing: {preprocessing: {win_length: 4096}}', ['win_length=4096', 'n_fft']),
+    ('audio_processing: {augmentation: {enable: true}}', ['augmentation.enable', 'not offered']),
+    ('resources: {memory_optimization: {gradient_checkpointing: true, activation_checkpointing: false}}', ['one switch']),
+    ('monitoring: {alerts: {slack: {webhook_url: "https://hooks.example/T/hush"}}}', ['webhook_url', '${MY_SECRET}']),
+    ('monitoring: {alerts: {email: {password: hush}}}', ['password', '${MY_SECRET}']),
+    ('security: {secrets_provider: vault}', ['secrets_provider', 'vault', 'environment']),
+    ('cicd: {deployment: {rollback_trigger: 0.99}}', ['must rise in this order']),
+    ('core_engine: {components: [log_watcher]}', ['core_engine.components', 'metrics_store cannot be left out']),
+    ('core_engine: {primary_engine: optunna}', ['core_engine.primary_engine', '"optuna"']),
+    ('trials: 3\ncore_engine: {n_trials: 4}', ['trials and core_engine.n_trials are the same']),
+    ('core_engine: 3', ['core_engine']),
+    ('core_engine: 3\ntrials: 4', ['core_engine', 'keys of its own']),
+    ('webhok_url: x', ['webhok_url', 'monitoring.alerts']),
+    ('early_stopping: {attention: {monotonic_penalty: 0.3}}', ['monotonic_penalty', 'always 0.1']),
     ('- a list', ['key: value']),
     ('a: [1', ['not YAML', 'line']),
     ('trials: 3\ntrials: 4', ['not YAML', 'trials']),
@@ -67,7 +102,7 @@ def test_numbers_without_a_dot_are_numbers(tmp_path):
 def test_mistakes_name_the_key_and_the_remedy(tmp_path, text, words):
     with pytest.raises(UserError) as e: load_settings(write(tmp_path, text))
     said = str(e.value)
-    assert '\n' not in said and all(w in said for w in words), said
+    assert '\n' not in said and 'hush' not in said and all(w in said for w in words), said
     assert e.value.exit_code == 2
 
 
@@ -102,3 +137,149 @@ def test_defaults_of_the_specification():
     s = RunSettings(preset='paper')
     assert (s.max_trials, s.timeout, s.n_startup_trials, s.optimization.sampler, s.tracking.experiment) == (100, '24h', 15, 'tpe', 'tacotron2_autotuning')
     assert RunSettings(trials=500).n_trials == 100 and check_settings({}).seed == 42 and parse_duration('24h') == 86400
+
+
+# ---------------------------------------------------------------- ten blocks and short names
+
+def test_ten_blocks_and_their_short_names():
+    s = RunSettings()
+    assert list(RunSettings.model_fields) == ['core_engine', 'optimization', 'search_space', 'monitoring', 'early_stopping', 'resources', 'audio_processing',
+                                              'experiment_tracking', 'cicd', 'security']
+    assert (s.core_engine.name, s.core_engine.version, len(s.core_engine.components)) == ('SmartTunerV2', '2.0.0', 8)
+    for short, path in RunSettings.SHORT.items():
+        if '.' in short or short in ('n_trials', 'n_startup_trials', 'hparams', 'storage', 'primary_engine', 'trainer'): continue
+        value = s
+        for part in path.split('.'): value = getattr(value, part)
+        assert getattr(s, short) == value, short
+
+
+@pytest.mark.parametrize('short, long', [
+    (dict(study='a', trials=3, timeout='2h'), dict(core_engine=dict(study='a', n_trials=3, timeout='2h'))),
+    (dict(n_trials=3), dict(trials=3)),
+    (dict(tracking=dict(uri='sqlite:///x.db', experiment='e')), dict(monitoring=dict(platforms=dict(mlflow=dict(tracking_uri='sqlite:///x.db', experiment_name='e'))))),
+    (dict(optimization=dict(n_startup_trials=3)), dict(optimization=dict(tpe=dict(n_startup_trials=3)))),
+    (dict(n_startup_trials=3), dict(optimization=dict(tpe=dict(n_startup_trials=3)))),
+    (dict(rungs=dict(steps=[4, 9]), seed=1), dict(optimization=dict(rungs=dict(steps=[4, 9])), experiment_tracking=dict(reproducibility=dict(seed=1)))),
+    (dict(auto_deploy_best=True, recipe_first=False), dict(cicd=dict(deployment=dict(auto_deploy_best=True)), optimization=dict(recipe_first=False))),
+    (dict(hparams=dict(max_steps=90)), dict(core_engine=dict(hparams=dict(max_steps=90))))])
+def test_short_names_are_the_same_everywhere(tmp_path, short, long):
+    import yaml
+    a, b = check_settings(short), check_settings(long)
+    assert a == b != RunSettings() and load_settings(**short) == a and RunSettings(**short) == a and RunSettings().model_copy(update=short) == a
+    assert load_settings(write(tmp_path, yaml.safe_dump(short))) == a == load_settings(write(tmp_path, yaml.safe_dump(long)))
+    assert check_settings(plain_values(a)) == a
+    if isinstance(next(iter(short.values())), (int, str)): assert load_settings(None, [f'{k}={v}' for k, v in short.items()]) == a
+
+
+def test_a_copy_is_checked():
+    s = RunSettings(trials=4)
+    assert s.model_copy(update=dict(seed=3)).seed == 3 and s.model_copy(update=dict(seed=3)).trials == 4 and s.seed == 42
+    with pytest.raises(Exception, match='trials|greater'): s.model_copy(update=dict(trials=0))
+    assert s.model_copy(update=dict(tracking=Tracking(enabled=False))).tracking.enabled is False
+
+
+def test_blocks_give_hyperparameters(tmp_path):
+    s = load_settings(write(tmp_path, """
+resources:
+  gpu: {memory_fraction: 0.5, mixed_precision: false}
+  checkpointing: {save_frequency: 50, keep_n_checkpoints: 2, async_save: false, compression: gzip}
+  memory_optimization: {activation_checkpointing: true, cpu_offload: false}
+audio_processing: {preprocessing: {n_mels: 40, mel_fmin: 20}}
+experiment_tracking: {reproducibility: {deterministic: false}}
+"""))
+    h = s.base_hparams()
+    assert (h.gpu_memory_fraction, h.precision, h.checkpoint_every, h.keep_checkpoints, h.async_checkpoints, h.compress_checkpoints) == (0.5, 'fp32', 50, 2, False, True)
+    assert (h.gradient_checkpointing, h.cpu_offload, h.n_mels, h.mel_fmin, h.deterministic) == (True, False, 40, 20.0, False)
+    assert block_hparams(RunSettings()) == {} and 'n_mels' in s.hparams and 'n_mels' not in s.core_engine.hparams
+    assert check_settings(dict(resources=dict(checkpointing=dict(save_frequency=50)), hparams=dict(checkpoint_every=50))).base_hparams().checkpoint_every == 50
+
+
+# ---------------------------------------------------------------- words
+
+def test_words_set_add_and_take_away(tmp_path):
+    path = write(tmp_path, 'trials: 3\nhparams: {batch_size: 4}\nsearch_space: {learning_rate: {type: loguniform, low: 1e-4, high: 1e-2}}')
+    assert load_settings(path, ['~hparams.batch_size']).hparams == {}
+    assert load_settings(path, ['+hparams.weight_decay=0']).hparams == dict(batch_size=4, weight_decay=0)
+    assert load_settings(path, ['~trials']).trials == 6 and load_settings(path, ['~search_space']).search_space is None
+    assert list(load_settings(path, ['+search_space.adam_eps={type: loguniform, low: 1e-9, high: 1e-6}']).space()) == ['learning_rate', 'adam_eps']
+    s = load_settings(path, ['search_space.learning_rate={type: choice, choices: [1e-3, 2e-3]}'])
+    assert s.space()['learning_rate'].choices == (1e-3, 2e-3), 'a whole dimension replaces the other'
+    assert load_settings(path, ['search_space.learning_rate.high=2e-2']).space()['learning_rate'].high == 2e-2
+    assert load_settings(path, ['++trials=5', 'optimization.pruner=median']).pruner == 'median'
+    assert list(load_settings(None, ['~search_space.attention'], hparams='prenet_dropout=0.3').space()) == [
+        'learning_rate', 'guided_attention_weight', 'guided_attention_decay_steps']
+    assert 'mel_fmin' in load_settings(None, ['search_space=wide', '~search_space.batch_size', 'preset=paper']).space()
+
+
+@pytest.mark.parametrize('words, said', [
+    (['~workers'], 'nothing to take away'), (['~search_space.atention'], '"search_space.attention"'), (['+trials=4'], 'there already'),
+    (['+hparams.batch_size=5'], 'write hparams.batch_size=5'), (['~'], 'not key=value'), (['=3'], 'not key=value'), (['+trials'], 'not key=value'),
+    (['trials=${nothing_here}'], '${...} names no setting'), (['hparams.batch_size={'], 'cannot be read'), (['search_space=narrow'], 'no space "narrow"'),
+    (['+nothing.here=3'], 'no setting "nothing"')])
+def test_bad_words(tmp_path, words, said):
+    path = write(tmp_path, 'trials: 3\nhparams: {batch_size: 4}')
+    with pytest.raises(UserError) as e: load_settings(path, words)
+    assert said in str(e.value) and '\n' not in str(e.value)
+
+
+# ---------------------------------------------------------------- origins
+
+def test_each_value_says_where_it_came_from(tmp_path, monkeypatch):
+    monkeypatch.setenv('MY_CORPUS', '/voices/anna')
+    path = write(tmp_path, 'corpus: ${oc.env:MY_CORPUS}\ntrials: 3\nworkers: 2\nseed: 1\nhparams: {batch_size: 4}')
+    traced = trace_settings(path, ['rungs.cohort=4', 'seed=2', '+hparams.adam_eps=1e-9'], hparams='max_steps=90', trials=5, timeout=None)
+    lines = {line.split('#')[0].split(':')[0].strip(): line.partition('  # ')[2] for line in settings_with_origins(traced).splitlines() if '  # ' in line}
+    assert lines['corpus'] == f'{path}, $MY_CORPUS' and lines['n_trials'] == '--trials' and lines['workers'] == str(path) and lines['batch_size'] == str(path)
+    assert lines['seed'] == 'word seed' and lines['cohort'] == 'word rungs.cohort' and lines['adam_eps'] == 'word +hparams.adam_eps' and lines['max_steps'] == '--hparams'
+    assert lines['timeout'] == 'default' and lines['steps'] == 'default' and 'preset small: 4' in lines['n_startup_trials']
+    text = settings_with_origins(traced)
+    assert 'steps: [4, 30]' in text and 'a third of max_steps=90' in text and '# attention_rnn_dim: 192  <- preset small' in text
+
+
+@pytest.mark.parametrize('settings', [RunSettings(), RunSettings(preset='paper', trials=200), RunSettings(search_space='wide', preset='default'),
+                                      RunSettings(corpus='it is: a #strange "folder"', hparams=dict(mel_fmax=None, adam_eps=1e-9), trainer=['python', '-m', 'x'])])
+@pytest.mark.parametrize('meanings', [False, True])
+def test_the_printout_is_read_back(tmp_path, settings, meanings):
+    from tts_tuner.config.settings import Traced
+    assert load_settings(write(tmp_path, settings_with_origins(Traced(settings, {}), meanings))) == settings
+
+
+def test_every_setting_is_explained():
+    from tts_tuner.config.settings import Traced
+    for line in settings_with_origins(Traced(RunSettings(), {}), meanings=True).splitlines():
+        if line.strip() and not line.lstrip().startswith('#') and line.strip() not in ('search_space: null', 'hparams: {}'):
+            assert '  # ' in line and len(line.partition('  # ')[2]) > 6, line
+
+
+# ---------------------------------------------------------------- references, folders, going on
+
+def test_secrets_stay_references(tmp_path, monkeypatch):
+    monkeypatch.setenv('SLACK_WEBHOOK', 'https://hooks.example/canary')
+    monkeypatch.setenv('DB', 'postgresql://me:canary@host/db')
+    path = write(tmp_path, 'monitoring: {alerts: {slack: {webhook_url: "${SLACK_WEBHOOK}"}, email: {password: "${oc.env:NOT_SET_AT_ALL}"}}}\n'
+                           'storage: ${oc.env:DB}\ntracking: {uri: "http://${HOST_NOT_SET}:5000"}')
+    s = load_settings(path)
+    assert s.monitoring.alerts.slack.webhook_url == '${SLACK_WEBHOOK}' and s.storage == 'postgresql://me:canary@host/db'
+    for text in (save_settings(tmp_path / 'config.yaml', s).read_text(), str(s), repr(s), str(flat_values(s)), settings_with_origins(trace_settings(path))):
+        assert 'canary' not in text
+    with pytest.raises(UserError, match='HOST_NOT_SET is not set'): _ = s.tracking.uri
+    assert not reference_paths() & set(flat_values(s)) and 'monitoring.alerts.slack.webhook_url' in reference_paths()
+
+
+def test_a_folder_is_read_by_short_names():
+    flat, blocks = dict(study='a', trials=3, rungs=dict(keep=[4])), plain_values(RunSettings(study='a', trials=3))
+    assert by_short_name(flat)['rungs'] == dict(keep=[4]) and by_short_name(flat)['study'] == 'a' == by_short_name(blocks)['study']
+    assert by_short_name(blocks)['preset'] == 'small' and by_short_name({}) == {} and by_short_name(dict(mood=3)) == dict(mood=3)
+
+
+@pytest.mark.parametrize('update, same', [
+    (dict(trials=20), True), (dict(timeout='1h'), True), (dict(workers=1), True), (dict(tracking=dict(enabled=False)), True), (dict(auto_deploy_best=True), True),
+    (dict(monitoring=dict(alerts=dict(email=dict(recipients=['me@example.com'])))), True), (dict(security=dict(anonymize_logs=True)), True),
+    (dict(early_stopping=dict(tuner_patience=9)), True), (dict(search_space=default_space('small')), True),
+    (dict(seed=7), False), (dict(preset='paper'), False), (dict(hparams=dict(batch_size=4)), False), (dict(rungs=dict(keep=[2, 2])), False),
+    (dict(sampler='random'), False), (dict(early_stopping=dict(level=3)), False), (dict(resources=dict(checkpointing=dict(save_frequency=20))), False),
+    (dict(mode='generations'), False), (dict(search_space={}), False)])
+def test_what_makes_another_study(update, same):
+    old = RunSettings()
+    if same: return check_same_study(old, old.model_copy(update=update))
+    with pytest.raises(UserError, match='begun with another'): check_same_study(old, old.model_copy(update=update))

@@ -232,7 +232,13 @@ class EnsembleWeights(Strict):
 class Attention(Strict):
     "When attention is in place"
     alignment_threshold: float = Field(default=0.8, ge=0, le=1, description='alignment score from which it is')
-    monotonic_penalty: float = Field(default=0.1, ge=0, le=1, description='what the score loses when every step goes back')
+    monotonic_penalty: float = Field(default=0.1, description='what the score loses when every step goes back; part of its definition')
+
+    @field_validator('monotonic_penalty')
+    @classmethod
+    def _defined(cls, value: float) -> float:
+        if value != 0.1: raise ValueError('belongs to the definition of the alignment score and is always 0.1, so that scores of all studies can be compared')
+        return value
 
 
 class PatienceStage(Strict):

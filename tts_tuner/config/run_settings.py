@@ -7,6 +7,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/config/run_settings.html.md"""
 # %% ../../nbs/config/04d_run_settings.ipynb #55add14c
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .blocks import CoreEngine, EarlyStopping, Optimization, Rungs, parse_duration, resolve
+from .blocks import RUNG_SHARES, CoreEngine, EarlyStopping, Optimization, Rungs, parse_duration, resolve
 from .dimension import SPACES, Dimension, Scalar, Strict, default_space
 from .earlier import answer
 from .errors import UserError, nearest
@@ -151,8 +152,12 @@ class RunSettings(Strict):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> RunSettings:
         "A checked copy; `update` may use short names"
         if not update: return super().model_copy(deep=deep)
-        out = self.model_dump()
-        for path, value in leaves(expand(update, self.SHORT)): put(out, path, value.model_dump() if isinstance(value, BaseModel) else value)
+        out, wanted = self.model_dump(), expand(update, self.SHORT)
+        usual = tuple(math.ceil(share * self.base_hparams().max_steps) for share in RUNG_SHARES)
+        if self.rungs.steps == usual: put(out, 'optimization.rungs.steps', ())  # they move with the length of a run
+        for path in OPEN:  # an open table is replaced as a whole
+            if any(p == path or p.startswith(path + '.') for p, _ in leaves(wanted)): put(out, path, {})
+        for path, value in leaves(wanted): put(out, path, value.model_dump() if isinstance(value, BaseModel) else value)
         return type(self).model_validate(out)
 
     @property

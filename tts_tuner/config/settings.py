@@ -183,7 +183,7 @@ def _say(word: Word, values: dict[str, Any], origins: dict[str, str]) -> None:
 def trace_settings(
     path: str | Path | None = None,  # YAML file; None starts from the defaults
     overrides: Iterable[str] = (),  # words, which win over the file
-    hparams: str = '',  # "key=value,key=value", fixed for every trial
+    hparams: str | Mapping[str, Any] = '',  # "key=value,key=value", fixed for every trial
     **flags: Any,  # settings by name, which win over all; None is not said
 ) -> Traced:
     "Settings of a study, checked, and where each came from; UserError for anything that is not right"
@@ -198,7 +198,7 @@ def trace_settings(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     _stack(values, origins, file.values, str(path))
-    fixed = parse_overrides(hparams) if hparams else {}
+    fixed = parse_overrides(hparams) if isinstance(hparams, str) else dict(hparams)
     for word in words:
         if word.path.startswith('search_space.'): _own_space(values, _preset(words, flagged, values), [*fixed, *_fixed(values)])
         _say(word, values, origins)
@@ -227,7 +227,7 @@ def _preset(words: list[Word], flagged: Mapping[str, Any], values: Mapping[str, 
 def load_settings(
     path: str | Path | None = None,  # YAML file; None starts from the defaults
     overrides: Iterable[str] = (),  # words, which win over the file
-    hparams: str = '',  # "key=value,key=value", fixed for every trial
+    hparams: str | Mapping[str, Any] = '',  # "key=value,key=value", fixed for every trial
     **flags: Any,  # settings by name, which win over all; None is not said
 ) -> RunSettings:  # checked
     "Settings of a study from a file, from words and from flags; UserError for anything that is not right"
