@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from tts_tuner.config.contracts import read_decisions
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.settings import Rungs, load_settings, save_settings
-from tts_tuner.tuner.budgets import PRUNERS, Ladder, account, account_text, extend, plan_from_json, plan_to_json
+from tts_tuner.tuner.account import account, account_of, account_text
+from tts_tuner.tuner.budgets import PRUNERS, Ladder, budget_plan, extend, ladder_of, plan_from_json, plan_to_json
 from tts_tuner.tuner.climb import as_policy, climb, decide_median
-from tts_tuner.tuner.loop import Data, account_of, budget_plan, keep_facts, ladder_of, replay, run_study
 from tts_tuner.tuner.engines import open_engine
+from tts_tuner.tuner.loop import Data, keep_facts, replay, run_study
 from tts_tuner.tuner.replay import Task, halving, play
 from tts_tuner.tuner.rungs import Standing
 from tts_tuner.tuner.trials import PlainView, read_status

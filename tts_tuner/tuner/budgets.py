@@ -1,4 +1,4 @@
-"""Who gets how many steps: a plan that is written down before the first trial starts, and an account of what came of it
+"""Who gets how many steps: a plan that is written down before the first trial starts
 
 Docs: https://tts-tuner.github.io/tts_tuner/tuner/budgets.html.md"""
 
@@ -8,19 +8,20 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/budgets.html.md"""
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config.errors import TTSTunerError, UserError, nearest
-from ..config.settings import Rungs
-from .promotion import budget
+from ..config.settings import Rungs, RunSettings, load_settings
 
 # %% auto #0
 __all__ = ['PRUNERS', 'MEDIAN_LOOKS', 'PROMOTION_PARTS', 'PROMOTION_SHARE', 'Stage', 'Bracket', 'Plan', 'Ladder',
-           'halving_stages', 'cohorts', 'extend', 'plan_to_json', 'plan_from_json', 'plan_from_cohorts', 'Share',
-           'TrialShare', 'Account', 'account', 'account_text']
+           'halving_stages', 'cohorts', 'extend', 'plan_to_json', 'plan_from_json', 'plan_from_cohorts', 'ladder_of',
+           'plan_in', 'budget_plan']
 
 # %% ../../nbs/tuner/61d_budgets.ipynb #7c88554e
 @dataclass(frozen=True)
@@ -228,82 +229,31 @@ def plan_from_cohorts(
     for n in sizes: plan = extend(plan, n + (plan.n_trials if plan else 0), dataclasses.replace(rule, rungs=rule.rungs.model_copy(update=dict(cohort=n))))
     return extend(plan, 0, rule)
 
-# %% ../../nbs/tuner/61d_budgets.ipynb #c7a11592
-@dataclass(frozen=True)
-class Share:
-    "One stretch of a bracket"
-    bracket: int  # 0, 1 ...; -1 for the last stretch of trials from several brackets
-    begin: int  # step
-    end: int  # step
-    trials: int  # planned, at most
-    planned: int  # steps, at most
-    came: int  # trials that trained in it
-    spent: int  # steps
+# %% ../../nbs/tuner/61d_budgets.ipynb #a7a9b181
+def ladder_of(
+    settings: RunSettings,
+) -> Ladder:
+    "How a study shares out its steps; the sampler bohb brings budgets of its own"
+    o = settings.optimization
+    bohb, h = o.sampler == 'bohb', o.hyperband
+    low, high = (o.bohb.min_budget, o.bohb.max_budget) if bohb else (h.min_resource, h.max_resource)
+    return Ladder(settings.base_hparams().max_steps, settings.rungs, 'bohb' if bohb else o.pruner, low, high, h.reduction_factor)
 
 
-@dataclass(frozen=True)
-class TrialShare:
-    "What one trial got"
-    trial: str  # "t003"
-    bracket: int
-    steps: int  # trained
-    share: float  # of all steps spent, 0 when there are none
+def plan_in(
+    facts: Mapping[str, Any],  # what study.json holds
+    rule: Ladder,
+) -> Plan | None:
+    "The plan of a study that was begun; None before there is one"
+    if 'plan' in facts: return plan_from_json(facts['plan'])
+    return plan_from_cohorts(facts['cohorts'], rule) if facts.get('cohorts') else None
 
 
-@dataclass(frozen=True)
-class Account:
-    "How the budget of a study was shared out"
-    pruner: str
-    shares: tuple[Share, ...]
-    trials: tuple[TrialShare, ...]
-    planned: int  # steps, at most
-    spent: int  # steps
-    everything: int  # steps if every planned trial ran to the end
-
-
-def account(
-    plan: Plan,
-    steps: Mapping[str, int],  # trial -> last step on record; trials not begun may be missing
-) -> Account:
-    "Planned against spent; KeyError when a trial is not planned"
-    for t in steps: plan.bracket_of(t)
-    shares: list[Share] = []
-    def add(bracket: int, names: Sequence[str], begin: int, end: int, trials: int, planned: int | None = None) -> None:
-        got = [g for t in names if (g := min(steps.get(t, 0), end) - begin) > 0]
-        shares.append(Share(bracket, begin, end, trials, trials * (end - begin) if planned is None else planned, len(got), sum(got)))
-    for group in plan.rounds():
-        meeting = plan.finalists is not None
-        for b in group:
-            k, begin, going = plan.brackets.index(b), 0, b.size
-            if plan.pruner == 'promotion':
-                epochs = len(b.stages) + 1
-                steps_at_most = math.ceil(budget(b.size, epochs, plan.share) * plan.max_steps / epochs) + b.size - 1  # parts end at whole steps
-                add(k, b.trials, 0, plan.max_steps, b.size, min(steps_at_most, b.size * plan.max_steps))
-                continue
-            for s in b.stages:
-                add(k, b.trials, begin, s.step, going)
-                begin, going = s.step, min(going, s.keep)
-            if not meeting: add(k, b.trials, begin, plan.max_steps, going)
-        if meeting:
-            last, kept = group[0].stages[-1], sum(min(b.size, b.stages[-1].keep) for b in group)
-            add(-1, [t for b in group for t in b.trials], last.step, plan.max_steps, min(kept, plan.finalists or kept))
-    spent = sum(s.spent for s in shares)
-    by_number = sorted(steps.items(), key=lambda item: int(item[0][1:]))
-    trials = tuple(TrialShare(t, plan.brackets.index(plan.bracket_of(t)), n, n / spent if spent else 0.0) for t, n in by_number)
-    return Account(plan.pruner, tuple(shares), trials, sum(s.planned for s in shares), spent, plan.n_trials * plan.max_steps)
-
-# %% ../../nbs/tuner/61d_budgets.ipynb #f02ab6a5
-def account_text(
-    account: Account,
-    each: bool = False,  # a line for every trial besides
-) -> str:
-    "A table for the terminal"
-    a = account
-    lines = [f'{"bracket":<9}{"steps":>15}{"trials":>10}{"planned":>10}{"spent":>10}{"share":>8}']
-    for s in a.shares:
-        name = 'the best' if s.bracket < 0 else str(s.bracket)
-        lines.append(f'{name:<9}{f"{s.begin} to {s.end}":>15}{f"{s.came} of {s.trials}":>10}{s.planned:>10}{s.spent:>10}{s.spent / (a.spent or 1):>8.0%}')
-    lines.append(f'{"all":<34}{a.planned:>10}{a.spent:>10}{1 if a.spent else 0:>8.0%}')
-    lines.append(f'Training every trial to the end would take {a.everything} steps; {a.pruner} has spent {a.spent / (a.everything or 1):.0%} of that.')
-    if each: lines += [f'{t.trial}  bracket {t.bracket}  {t.steps:>8} steps  {t.share:>5.0%}' for t in a.trials]
-    return '\n'.join(lines)
+def budget_plan(
+    folder: str | Path,  # runs/STUDY
+) -> Plan | None:
+    "The plan of the study in this folder; None when it has none yet"
+    path = Path(folder) / 'study.json'
+    if not path.is_file(): return None
+    facts = json.loads(path.read_text())
+    return plan_from_json(facts['plan']) if 'plan' in facts else plan_in(facts, ladder_of(load_settings(Path(folder) / 'config.yaml')))

@@ -20,7 +20,7 @@ from ..config.files import write_atomic
 from ..config.settings import RunSettings, check_same_study, flat_values, load_settings, save_settings
 from .audit import AuditLog
 from .book import Book, noted_signals, study_lock
-from .budgets import Account, Ladder, Plan, account, extend, plan_from_cohorts, plan_from_json, plan_to_json
+from .budgets import Plan, budget_plan, extend, ladder_of, plan_in, plan_to_json
 from .climb import OutOfTime, climb
 from .early_stop import RunWatch, watch_for
 from .engine import Trial
@@ -34,8 +34,7 @@ from .trainer_wrapper import TRAINER, Ending, TrainerJob, TrainerProcess, count_
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
-__all__ = ['Data', 'prepare_data', 'ladder_of', 'keep_facts', 'budget_plan', 'account_of', 'where', 'Study', 'StudyResult',
-           'run_study', 'replay']
+__all__ = ['Data', 'prepare_data', 'keep_facts', 'where', 'Study', 'StudyResult', 'run_study', 'replay']
 
 # %% ../../nbs/tuner/65_loop.ipynb #262bfde8
 @dataclass(frozen=True)
@@ -79,22 +78,6 @@ def _facts(settings: RunSettings, corpus: str, digest: str) -> dict[str, Any]:
     return known
 
 
-def ladder_of(
-    settings: RunSettings,
-) -> Ladder:
-    "How a study shares out its steps; the sampler bohb brings budgets of its own"
-    o = settings.optimization
-    bohb, h = o.sampler == 'bohb', o.hyperband
-    low, high = (o.bohb.min_budget, o.bohb.max_budget) if bohb else (h.min_resource, h.max_resource)
-    return Ladder(settings.base_hparams().max_steps, settings.rungs, 'bohb' if bohb else o.pruner, low, high, h.reduction_factor)
-
-
-def _plan_in(known: dict[str, Any], rule: Ladder) -> Plan | None:
-    "The plan that study.json holds; None before there is one"
-    if 'plan' in known: return plan_from_json(known['plan'])
-    return plan_from_cohorts(known['cohorts'], rule) if known.get('cohorts') else None
-
-
 def keep_facts(
     settings: RunSettings,
     data: Data,
@@ -102,32 +85,10 @@ def keep_facts(
 ) -> Plan:  # of this study, extended to the trials that are wanted now
     "Write study.json: data and plan of this study; UserError when it was begun with other data or another pruner"
     known, rule = _facts(settings, data.corpus, data.digest), ladder_of(settings)
-    plan = extend(_plan_in(known, rule), min(settings.n_trials, limit or settings.n_trials), rule)
+    plan = extend(plan_in(known, rule), min(settings.n_trials, limit or settings.n_trials), rule)
     facts = dict(corpus=data.corpus, digest=data.digest, cohorts=[b.size for b in plan.brackets], plan=plan_to_json(plan))
     write_atomic(settings.folder / 'study.json', json.dumps(facts))
     return plan
-
-
-def budget_plan(
-    folder: str | Path,  # runs/STUDY
-) -> Plan:
-    "The plan of a study that was begun; UserError when it was not"
-    try: known = json.loads((Path(folder) / 'study.json').read_text())
-    except FileNotFoundError: raise UserError(f'{folder} holds no study that was begun.') from None
-    plan = _plan_in(known, ladder_of(load_settings(Path(folder) / 'config.yaml')))
-    return plan or Plan('rungs', 1)
-
-
-def account_of(
-    folder: str | Path,  # runs/STUDY, also of one at work
-) -> Account:
-    "How the budget of a study was shared out so far, planned against spent"
-    plan, steps = budget_plan(folder), {}
-    for path in sorted(Path(folder).glob('t*/g001/metrics.jsonl')):
-        reader = MetricsReader(path)
-        reader.read()
-        steps[path.parents[1].name] = reader.step
-    return account(plan, steps)
 
 # %% ../../nbs/tuner/65_loop.ipynb #ad1b9d16
 def where(
@@ -324,7 +285,9 @@ def run_study(
                     why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
                     raise TTSTunerError(f'Study "{settings.study}" has no winner: {why.rstrip(".")}. Each trial\'s train.log says more.')
                 model = _hand_over(study, final)
-            finally: study.tracker.close(status)
+            finally:
+                study.engine.close()
+                study.tracker.close(status)
     best = best_standing(final.subject, study.readers[final.subject])
     return StudyResult(settings.folder, final.subject, final, dict(best.metrics), model, study.rows({}), time.monotonic() - begun, data.corpus)
 
@@ -352,6 +315,7 @@ def replay(
     taken: list[Decision] = []
     watches: dict[str, RunWatch] = {}
     plan = budget_plan(folder)
+    if plan is None: raise UserError(f'{folder} holds no study that was begun.')
 
     def measure(names: Sequence[str], step: int, rung: int) -> list[Standing]:
         def look(n: str) -> Standing:
