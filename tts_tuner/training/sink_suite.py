@@ -30,7 +30,8 @@ ReadBack = Callable[[Path], Mapping[str, Sequence[tuple[int, float]]]]  # what a
 def _agree(found: Mapping[str, Sequence[tuple[int, float]]], name: str, wanted: Sequence[tuple[int, float]]) -> None:
     got = list(found.get(name, []))
     same = len(got) == len(wanted) and all(a[0] == b[0] and math.isclose(a[1], b[1], rel_tol=1e-6) for a, b in zip(got, wanted))
-    assert same, f'{name} was logged as {list(wanted)} and read back as {got}'
+    odd = [w for w in wanted if w not in got][:3], [g for g in got if g not in wanted][:3]
+    assert same, f'{name} was logged {len(wanted)} times and read back {len(got)} times; not read back are {odd[0]}, not logged {odd[1]} (the first three)'
 
 
 def numbers_arrive(open_sink: OpenSink, read: ReadBack, folder: Path) -> None:

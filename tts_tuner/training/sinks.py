@@ -100,10 +100,11 @@ def read_metrics(
 def metrics_row(
     line: bytes,  # of a `metrics.jsonl`
 ) -> dict[str, Any] | None:
-    "What a line says; None when it was damaged"
+    "What a line says; None when it was damaged: no JSON, no step that is a whole number, a time that is none"
     try: row = json.loads(line)
     except ValueError: return None
-    return row if isinstance(row, dict) and isinstance(row.get('step'), int) else None
+    if not isinstance(row, dict) or not isinstance(row.get('step'), int) or abs(row['step']) >= 1 << 53: return None
+    return row if isinstance(row.get('time', 0.0), (int, float)) else None
 
 # %% ../../nbs/training/51_sinks.ipynb #a33ee148
 def rewind(

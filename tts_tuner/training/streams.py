@@ -140,7 +140,9 @@ class LineStream:
         while True:
             data, back = self.tail.read()
             top = -1 if self.tail.at.note is None else self.tail.at.note
-            if back: void, rows = top + 1, []
+            if back:
+                void = top + 1 if void is None else min(void, top + 1)
+                rows = [r for r in rows if r['step'] < void]  # replaced in the middle of this look
             if not data: return void, rows
             n = data.rfind(b'\n') + 1
             for line in data[:n].splitlines():
