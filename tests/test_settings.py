@@ -283,3 +283,38 @@ def test_what_makes_another_study(update, same):
     old = RunSettings()
     if same: return check_same_study(old, old.model_copy(update=update))
     with pytest.raises(UserError, match='begun with another'): check_same_study(old, old.model_copy(update=update))
+
+
+# ---------------------------------------------------------------- settings that decide when a run ends
+
+def ends(rules, scores, budget=600, alignment=None):
+    from tts_tuner.tuner.early_stop import end_verdict
+    seen = [(10 * (i + 1), dict(score=s, **({} if alignment is None else dict(alignment_score=alignment[i])))) for i, s in enumerate(scores)]
+    return next((n for n in range(1, len(seen) + 1) if end_verdict(seen[:n], budget, rules).stop), None)
+
+
+def test_rules_of_patience_follow_their_settings():
+    from tts_tuner.config.settings import EarlyStopping
+    rises = [0.02 * min(i + 1, 20) for i in range(60)]
+    rule = lambda name, **strategies: EarlyStopping(adaptive_patience=False, rule=name, strategies=strategies)
+    assert ends(rule('patience_based'), rises) == 26 and ends(rule('patience_based', patience_based=dict(patience=10)), rises) == 30
+    assert ends(rule('patience_based', patience_based=dict(min_delta=0.05)), rises) < 26, 'gains of 0.02 are none then'
+    assert ends(rule('improvement_threshold'), rises) == 30 and ends(rule('improvement_threshold', improvement_threshold=dict(evaluation_window=5)), rises) == 25
+    assert ends(rule('curriculum'), rises) == 25 and ends(rule('curriculum', curriculum=dict(initial_patience=8, max_patience=9)), rises) == 28
+    assert ends(rule('curriculum', curriculum=dict(stages=[dict(name='long', epochs=9, multiplier=3)])), rises) == 35, 'never more than max_patience'
+    assert ends(rule('progress'), rises) == 35
+
+
+def test_weights_and_threshold_reach_the_vote():
+    from tts_tuner.config.settings import EarlyStopping
+    from tts_tuner.tuner.early_stop import end_verdict
+    rises = [0.02 * min(i + 1, 20) for i in range(60)]
+    still = [(10 * (i + 1), dict(score=s, alignment_score=0.7)) for i, s in enumerate(rises)]
+    votes = lambda **rules: {v.voter: v.says for v in end_verdict(still, 6000, EarlyStopping(level=3, **rules)).votes}
+    assert votes()['attention'] == 'continue' and votes(attention=dict(alignment_threshold=0.6))['attention'] == 'stop'
+    alone = dict(statistical_consensus=0, bayesian_prediction=0, attention_analysis=1)
+    assert list(votes(ensemble_weights=alone)) == ['attention']
+    assert end_verdict(still, 6000, EarlyStopping(level=3, ensemble_weights=alone, attention=dict(alignment_threshold=0.6))).stop
+    usual, doubled = (end_verdict(still, 6000, EarlyStopping(level=3, ensemble_weights=dict(statistical_consensus=0.3 * k, bayesian_prediction=0.4 * k,
+                                                                                           attention_analysis=0.3 * k))) for k in (1, 2))
+    assert usual == doubled and usual.quorum == 6, 'only the shares of the weights count'

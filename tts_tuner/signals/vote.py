@@ -169,9 +169,20 @@ class Switches:
     bayesian: bool = True
     attention: bool = True
     level: int = 1  # 1 patience, 2 attention and statistics, 3 ensemble
+    weights: tuple[int, int, int] = (3, 4, 3)  # of statistics, bayesian and attention at level 3; 0 is not asked
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS: raise ValueError(f'level={self.level!r} is not one of {", ".join(map(str, LEVELS))}')
+        if len(self.weights) != len(WEIGHTS) or min(self.weights) < 0 or not sum(self.weights):
+            raise ValueError(f'weights={self.weights} should be {len(WEIGHTS)} whole numbers from 0 up, not all 0')
+
+    def asked(self) -> Mapping[str, int]:
+        "Weight of each voter that the level asks"
+        return LEVELS[self.level] if self.level < 3 else {v: w for v, w in zip(WEIGHTS, self.weights) if w}
+
+    def quorum(self) -> int:
+        "Weight that stops: all at the levels below 3, six in ten of the ensemble"
+        return QUORUM if self.level < 3 else -(-6 * sum(self.weights) // 10)
 
     def off(self, voter: str) -> bool:
         "Is this voter switched off?"
@@ -186,13 +197,13 @@ def decide(
     switches: Switches = SWITCHES,
 ) -> Verdict:
     "Should the run stop, by the level and the switches chosen?"
-    asked = LEVELS[switches.level]
+    asked = switches.asked()
     heard = [Vote(v.voter, 'abstain', 'It is switched off.') if switches.off(v.voter) else v for v in votes if v.voter in asked]
-    found = tally(heard, asked)
+    found = tally(heard, asked, switches.quorum())
     if switches.early_stopping or not found.stop: return found
     return Verdict(False, found.weight, found.against, found.quorum, f'Early stopping is switched off. {found.words}', found.votes)
 
 
 def asked_voters(switches: Switches = SWITCHES) -> tuple[str, ...]:
     "Voters whose vote can matter: the others need not be computed"
-    return tuple(v for v in LEVELS[switches.level] if not switches.off(v)) if switches.early_stopping else ()
+    return tuple(v for v in switches.asked() if not switches.off(v)) if switches.early_stopping else ()

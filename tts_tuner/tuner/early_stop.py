@@ -17,7 +17,7 @@ from ..config.settings import EarlyStopping, RunSettings
 from ..signals.diverging import diverging
 from ..signals.forecast import forecast
 from ..signals.never_stops import StopVerdict, never_stops
-from ..signals.patience import patience
+from ..signals.patience import PatienceRule, Stage, curriculum_patience, patience, progress_phase, relative_gain
 from ..signals.series import Abstention
 from ..signals.stopping import stopping
 from ..signals.trend import statistics_opinion
@@ -25,7 +25,7 @@ from ..signals.vote import Switches, Verdict, Vote, asked_voters, attention_vote
 from ..signals.will_it_align import FORCED, AlignVerdict, will_it_align
 
 # %% auto #0
-__all__ = ['Validations', 'WORTH', 'as_columns', 'will_it_speak', 'end_verdict', 'RunWatch', 'watch_for']
+__all__ = ['Validations', 'WORTH', 'as_columns', 'will_it_speak', 'patience_by_rule', 'end_verdict', 'RunWatch', 'watch_for']
 
 # %% ../../nbs/tuner/61a_early_stop.ipynb #b059fc8c
 Validations = Sequence[tuple[int, Mapping[str, float]]]  # (step, metrics by name), steps rising
@@ -53,7 +53,37 @@ def will_it_speak(
 
 
 def _switches(rules: EarlyStopping) -> Switches:
-    return Switches(rules.enabled, rules.adaptive_patience, rules.statistics, rules.bayesian, rules.attention_monitoring, rules.level)
+    w = rules.ensemble_weights
+    whole = [round(1000 * x) for x in (w.statistical_consensus, w.bayesian_prediction, w.attention_analysis)]
+    a, b, c = (x // max(1, math.gcd(*whole)) for x in whole)
+    return Switches(rules.enabled, rules.adaptive_patience, rules.statistics, rules.bayesian, rules.attention_monitoring, rules.level, (a, b, c))
+
+
+def patience_by_rule(
+    value: np.ndarray,  # [n] lower is better
+    steps: Sequence[int],  # [n] of the validations
+    budget: int,  # steps the run is to have
+    rules: EarlyStopping,  # its `rule`, and the numbers of that strategy
+) -> Vote:
+    "The vote of patience by the rule that the settings name, in place of the fitted one"
+    plain, early, stages = rules.strategies.patience_based, rules.strategies.improvement_threshold, rules.strategies.curriculum
+    if rules.rule == 'improvement_threshold':
+        gain = relative_gain(value, early.evaluation_window)
+        if isinstance(gain, Abstention): return patience_vote(gain)
+        words = f'A gain of {100 * gain:.2g} % in {early.evaluation_window} evaluations; {early.min_improvement_percent:g} % are worth waiting for.'
+        return Vote('patience', 'stop' if 100 * gain < early.min_improvement_percent else 'continue', words, dict(gain=gain))
+    if rules.rule == 'progress':
+        phase = progress_phase(steps[-1], budget)
+        found = patience(value, steps, PatienceRule(len(steps), phase.min_delta))
+        if isinstance(found, Abstention): return patience_vote(found)
+        waited = steps[-1] - found.best_step
+        return Vote('patience', 'stop' if waited >= phase.patience else 'continue', f'No gain of {phase.min_delta:g} for {waited:g} of {phase.patience} steps.')
+    if rules.rule == 'curriculum':
+        parts = tuple(Stage(s.name, s.epochs, s.multiplier) for s in stages.stages)
+        here = int(steps[-1] / budget * sum(s.epochs for s in parts))  # the stages are spread over the run
+        most = curriculum_patience(here, stages.initial_patience, stages.max_patience, parts)
+        return patience_vote(patience(value, steps, PatienceRule(most, plain.min_delta)))
+    return patience_vote(patience(value, steps, PatienceRule(plain.patience, plain.min_delta)))
 
 
 def end_verdict(
@@ -72,7 +102,7 @@ def end_verdict(
         return decide([patience_vote(none), statistics_vote(none), bayesian_vote(none)], switches)
 
     def waited() -> Vote:
-        if not rules.adaptive_patience: return patience_vote(patience(value))
+        if not rules.adaptive_patience: return patience_by_rule(value, steps, budget, rules)
         loss, training = (None if k not in columns or (columns[k] < 0).any() else columns[k] for k in ('val_loss', 'train_loss'))
         return patience_vote(stopping(value, steps, loss, training))
 
@@ -81,7 +111,8 @@ def end_verdict(
         return bayesian_vote(found if isinstance(found, Abstention) else found.gain(WORTH * abs(found.best)))
 
     ask = dict(patience=waited, statistics=lambda: statistics_vote(statistics_opinion(value, steps, ahead)), bayesian=foreseen,
-               attention=lambda: attention_vote(columns.get('alignment_score', missing), will_it_speak(validations, budget)))
+               attention=lambda: attention_vote(columns.get('alignment_score', missing), will_it_speak(validations, budget),
+                                                rules.attention.alignment_threshold))
     return decide([ask[voter]() for voter in asked_voters(switches)], switches)
 
 # %% ../../nbs/tuner/61a_early_stop.ipynb #63dfdf4b
