@@ -1,12 +1,12 @@
 """What the tuner takes of the machine while trials train: its processor time over the length of the trials.
 
-    python bench/overhead.py                      # two trials of 90 s side by side, then six one after the other; about 5 minutes
-    python bench/overhead.py --seconds 60 --trials 1 --study 0
+    python bench/overhead.py                      # three trials of 10 s, then two of 90 s side by side; about 3 minutes
+    python bench/overhead.py --seconds 60
 
-Trainers are stand-ins that write as a small model does, twenty steps a second, with a validation every two seconds. The tuner is
-whole: engine, fleet with leases, detectors, decisions, and MLflow in a local database. What it takes once a study, imports and
-the making of the database, is counted apart. Processor time is used, so other programs on the machine disturb little. The second
-study has short trials, to see what a trial costs however long it lasts: its start, its decisions, its end.
+Trainers are stand-ins that write as a small model does, twenty steps a second, with a validation every second. The tuner is
+whole: engine, fleet with leases, detectors, decisions, and MLflow in a local database. What a tuner takes once, imports, the
+making of the database, and what libraries load when they are first used, shows in a first short study and is counted apart.
+Processor time is used, so other programs on the machine disturb little.
 """
 import argparse
 import os
@@ -49,28 +49,18 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--seconds', type=float, default=90.0, help='length of a long trial')
     ap.add_argument('--trials', type=int, default=2, help='long trials side by side')
-    ap.add_argument('--study', type=int, default=6, help='short trials, two at a time; 0 leaves them out')
     ap.add_argument('--dry', action='store_true', help='write no results')
     a = ap.parse_args()
     os.environ['FAKE_PACE'] = str(PACE)
-    begun = time.process_time()
-    import optuna  # noqa: F401  # what a study imports sooner or later
-    import psutil  # noqa: F401
-    from mlflow.tracking import MlflowClient
-    imports = time.process_time() - begun
     with tempfile.TemporaryDirectory() as name:
         begun = time.process_time()
-        MlflowClient(f'sqlite:///{name}/mlflow.db').search_experiments()
-        database = time.process_time() - begun
+        short = study(Path(name), 'short', 3, round(10 / PACE), 2)
+        once = time.process_time() - begun
         long = study(Path(name), 'long', a.trials, round(a.seconds / PACE), a.trials)
-        short = study(Path(name), 'short', a.study, round(10 / PACE), 2) if a.study else None
-    found = {'seconds of a trial': a.seconds, 'trials side by side': a.trials, "tuner's share of a trial, %": round(100 * long['during'] / long['trained'], 2),
-             'processor s: imports, once a study': round(imports, 1),
-             'processor s: a new MLflow database, once': round(database, 1),
-             'processor s: until the first trainer works': round(long['before'], 1), 'processor s: after the last': round(long['after'], 1)}
-    if short:
-        per_trial = (short['during'] - long['during'] / long['trained'] * short['trained']) / a.study
-        found['processor s: more for each trial, however long'] = round(max(0.0, per_trial), 3)
+    share = long['during'] / long['trained']
+    found = {'seconds of a trial': a.seconds, 'trials side by side': a.trials, "tuner's share of a trial, %": round(100 * share, 2),
+             'processor s: once, imports and a new database': round(once - share * short['trained'], 1),
+             'processor s: once a study, before and after': round(long['before'] + long['after'], 1)}
     for k, v in found.items(): print(f'{v:8g}  {k}')
     if not a.dry: results.save("the tuner's share of the machine", found, file='overhead')
 
