@@ -27,9 +27,18 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.1)
 
 
-def start(tmp_path, *words):
-    (tmp_path / 'runs').mkdir(exist_ok=True)
-    return subprocess.Popen([*UI, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start(tmp_path):
+    "Starts a desk; those left over are ended with the test"
+    begun = []
+    def one(*words):
+        (tmp_path / 'runs').mkdir(exist_ok=True)
+        begun.append(subprocess.Popen([*UI, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return begun[-1]
+    yield one
+    for process in begun:
+        process.kill()
+        process.communicate()
 
 
 def addresses(process) -> list[str]:
@@ -44,12 +53,12 @@ def addresses(process) -> list[str]:
 def gone(pids) -> bool: return not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids)
 
 
-def test_both_pages_answer_and_end_with_the_command(tmp_path):
+def test_both_pages_answer_and_end_with_the_command(start):
     with socket.socket() as taken:
         taken.bind((desk.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = start(tmp_path, '--mlflow-port', str(port), '--tensorboard-port', str(port))
+        process = start('--mlflow-port', str(port), '--tensorboard-port', str(port))
         mlflow, board = addresses(process)
     assert str(port) not in mlflow + board, 'a port that is taken is not taken twice'
     assert 'MLflow' in urllib.request.urlopen(mlflow).read().decode() and urllib.request.urlopen(board).status == 200
@@ -62,8 +71,8 @@ def test_both_pages_answer_and_end_with_the_command(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux ends children with their parent')
-def test_a_killed_desk_leaves_nothing_behind(tmp_path):
-    process = start(tmp_path, '--only', 'tensorboard')
+def test_a_killed_desk_leaves_nothing_behind(start):
+    process = start('--only', 'tensorboard')
     addresses(process)
     children = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
     process.kill()
