@@ -521,3 +521,97 @@ def test_a_hanging_receiver_does_not_keep_a_program_from_ending(web, tmp_path):
     began = time.monotonic()
     process.communicate(timeout=30)
     assert process.returncode == 0 and time.monotonic() - began < 5
+
+
+# ----- a study, and the verbs
+
+def answer(line):
+    import tts_tuner.cli_alerts  # noqa: F401  registers its verbs
+    from tts_tuner.command import asked
+    return asked(line)
+
+
+def test_a_study_tells_what_happened_once_and_leaks_nothing(web, tmp_path, monkeypatch, caplog, capfd):
+    "A whole study with a stand-in for the trainer, MLflow and everything it writes"
+    from tts_tuner.config.settings import load_settings
+    from tts_tuner.tuner.book import Book
+    from tts_tuner.tuner.loop import Data, run_study
+    from tts_tuner.tuner.study_alerts import study_alerts
+    for name in TOKENS: monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('TEAM_HOOK', TOKENS['SLACK_WEBHOOK'])
+    monkeypatch.setenv('WANDB_API_KEY', CANARIES[2])
+    monkeypatch.setenv('FAKE_CRASH', 't001@25')
+    for logger in ('apprise', 'urllib3.connectionpool'): monkeypatch.setattr(logging.getLogger(logger), 'level', 1)
+    caplog.set_level(1)
+    config = tmp_path / 'study.yaml'
+    config.write_text('monitoring: {alerts: {slack: {webhook_url: "${TEAM_HOOK}"}, rules: {target_score: 0.01}}}\n')
+    settings = load_settings(config, study='anna', runs=str(tmp_path / 'runs'), hparams='max_steps=200,device=cpu', trials=2, workers=2,
+                             tracking=dict(uri=f'sqlite:///{tmp_path}/mlflow.db'), rungs=dict(steps=[40, 120]))
+    fake = (sys.executable, str(pathlib.Path(__file__).with_name('fake_trainer.py')))
+    said = []
+    result = run_study(settings, trainer=fake, prepare=lambda s, say: Data('corpus', 'abc'), poll=0.02)
+    for _ in range(2):
+        with study_alerts(settings, Book(settings.folder / 'decisions.jsonl'), said.append) as alerts:
+            alerts.room = lambda folder: 10**12
+            alerts.look(lambda: [(result.winner, result.metrics)], now=True)
+    told = web.texts('services')
+    for words in ('t001 is started again', 'The study is finished', 'The target is reached'): assert sum(words in t for t in told) == 1, (words, told)
+    assert len(told) == len(set(told)) and 'Alerts go to slack.' in said
+    code, out, _ = answer(f'alerts show {settings.folder}')
+    assert code == 0 and out.count('slack: sent') == len(told)
+    written = [p for p in tmp_path.rglob('*') if p.is_file()]
+    assert {'mlflow.db', 'config.yaml', 'alerts.jsonl', 'decisions.jsonl'} <= {p.name for p in written} and '${TEAM_HOOK}' in (settings.folder / 'config.yaml').read_text()
+    everything = [p.read_bytes() for p in written] + [caplog.text.encode(), ''.join(capfd.readouterr()).encode(), ' '.join(said).encode()]
+    assert 'POST' in caplog.text and not [c for c in CANARIES for text in everything if c.encode() in text]
+
+
+def test_the_end_of_a_study_is_told(tmp_path):
+    from tts_tuner.config.settings import load_settings
+    from tts_tuner.tuner.book import Book, StudyStopped
+    from tts_tuner.tuner.study_alerts import study_alerts
+    settings, seen = load_settings(study='anna', runs=str(tmp_path)), []
+    settings.folder.mkdir()
+    for error in (TTSTunerError('The disk is full.'), KeyError('odd'), StudyStopped('asked to'), KeyboardInterrupt()):
+        book, before = Book(settings.folder / 'decisions.jsonl'), len(seen)
+        with pytest.raises(type(error)), study_alerts(settings, book, print, notifiers=[CallNotifier(seen.append)]): raise error
+        assert len(seen) - before == isinstance(error, (TTSTunerError, KeyError)) - isinstance(error, StudyStopped)
+    assert 'The disk is full.' in seen[0] and "KeyError: 'odd'" in seen[1]
+
+
+def test_gates_and_score_of_the_best(tmp_path):
+    from tts_tuner.quality.gates import GateLimits
+    from tts_tuner.tuner.study_alerts import StudyAlerts
+    seen, calls, clock = [], [], [0.0]
+    voice = dict(score=0.9, val_loss=1.0, alignment_score=0.95, dnsmos_overall=3.6, dnsmos_overall_copy_synthesis=3.7)
+    with AlertManager(tmp_path, AlertRules(target_score=0.8), [CallNotifier(seen.append)]) as m:
+        alerts = StudyAlerts(m, tmp_path, GateLimits(), every=10, clock=lambda: clock[0], room=lambda _: 10**12)
+        def bests():
+            calls.append(1)
+            return [('t001', dict(score=float('nan'))), ('t002', dict(score=0.3)), ('t003', voice)]
+        for t in (0, 1, 9.9, 10, 11, 25): clock[0] = t; alerts.look(bests)
+    assert len(calls) == 3 and len(seen) == 2 and 't003 passes the release gate' in ''.join(seen) and 't003 has a score of 0.900' in ''.join(seen)
+
+
+@quiet
+def test_the_verb_that_tries_each_place(web, mailbox, monkeypatch):
+    for name, value in TOKENS.items(): monkeypatch.setenv(name, value)
+    words = f'monitoring.alerts.email.smtp_server=127.0.0.1 monitoring.alerts.email.port={mailbox.port} monitoring.alerts.email.secure=none'
+    code, out, err = answer(f'alerts test {words} monitoring.alerts.email.recipients=[me@example.org]')
+    assert (code, err) == (0, '') and [line.split(',')[0] for line in out.splitlines()] == [f'{p} took it' for p in ('slack', 'discord', 'telegram', 'email')]
+    assert len(web.got) == 3 and len(mailbox.got) == 1
+    web.mood = 'deny'
+    code, out, err = answer('alerts test')
+    assert code == 1 and out.count('did not take it') == 3 and not any(c in out + err for c in CANARIES)
+    web.mood = 'drip'
+    began = time.monotonic()
+    code, out, _ = answer('alerts test --limit 0.2')
+    assert code == 1 and out.count('no answer within 0.2 seconds') == 3 and time.monotonic() - began < 5
+
+
+def test_verbs_answer_mistakes(tmp_path, monkeypatch):
+    for name in TOKENS: monkeypatch.delenv(name, raising=False)
+    code, out, err = answer('alerts test monitoring.alerts.slack.webhook_url=https://hooks.slack.com/services/T/B/canary')
+    assert code == 2 and 'canary' not in out + err and len(err.strip().splitlines()) == 1
+    assert answer(f'alerts show {tmp_path}/nowhere')[0] == 2 and 'worth an alert' in answer(f'alerts show {tmp_path}')[1]
+    Outbox(tmp_path / 'alerts.jsonl').add(ONE, 'held', ())
+    assert 'held back' in answer(f'alerts show {tmp_path}')[1] and json.loads(answer(f'alerts show {tmp_path} --json')[1])['title'] == ONE.title

@@ -24,7 +24,7 @@ from ..config.surroundings import AlertRules
 from .alerts import AGAIN, Alert, Facts, Note, alert_of, alerts_of, judge, summaries
 
 # %% auto #0
-__all__ = ['NotSent', 'Notifier', 'FileNotifier', 'CallNotifier', 'Outbox', 'Courier', 'AlertManager']
+__all__ = ['NotSent', 'Notifier', 'FileNotifier', 'CallNotifier', 'Outbox', 'send_within', 'Courier', 'AlertManager']
 
 # %% ../../nbs/tuner/68a_alert_manager.ipynb #a629c69f
 class NotSent(TTSTunerError):
@@ -75,7 +75,7 @@ class CallNotifier:
         "Call it with level, title and text"
         self.call(f'[{alert.level}] {alert.title} | {alert.text}')
 
-# %% ../../nbs/tuner/68a_alert_manager.ipynb #1edba0fb
+# %% ../../nbs/tuner/68a_alert_manager.ipynb #f1dca71d
 class Outbox:
     "alerts.jsonl: what is to be told, and what was told to whom"
     STARTS = 3  # at which an alert may fail at a place before it is given up
@@ -140,13 +140,18 @@ class Outbox:
         "What became of an alert at a place so far"
         return list(self._marks.get((name, place), ()))
 
+    def history(self) -> list[tuple[Note, dict[str, str]]]:  # place -> waiting, trying, sent or failed
+        "Every alert, and how far it came at each of its places"
+        with self._lock:
+            return [(n, {p: (self.marks(name, p) or ['waiting'])[-1] for p in to}) for (name, to), n in zip(self._places.items(), self.notes)]
+
     def pending(self, place: str) -> list[tuple[str, Alert]]:
         "What is still to be sent to a place, in order"
         with self._lock:
             return [(name, n.alert) for (name, to), n in zip(self._places.items(), self.notes)
                     if place in to and 'sent' not in (marks := self.marks(name, place)) and marks.count('failed') < self.STARTS]
 
-# %% ../../nbs/tuner/68a_alert_manager.ipynb #206a778e
+# %% ../../nbs/tuner/68a_alert_manager.ipynb #60d57598
 class _Attempt(threading.Thread):
     "One call of a notifier, which may never return"
 
@@ -161,6 +166,18 @@ class _Attempt(threading.Thread):
         except NotSent as e: self.failure = e
         except Exception as e:  # a notifier of somebody else may raise anything; its words could hold a secret
             self.failure = NotSent(f'it failed with {type(e).__name__}', again=False)
+
+
+def send_within(
+    notifier: Notifier,
+    alert: Alert,
+    limit: float,  # seconds
+) -> NotSent | None:  # None when it was taken
+    "Send once, from a thread that is left behind when it does not come back"
+    attempt = _Attempt(notifier, alert)
+    attempt.start()
+    attempt.join(limit)
+    return NotSent(f'no answer within {limit:g} seconds') if attempt.is_alive() else attempt.failure
 
 
 class Courier:
@@ -244,7 +261,7 @@ def _maybe_again(alert: Alert) -> Alert:
     "The same alert, saying that it may have come before"
     return Alert(**{**alert.as_dict(), 'text': f'{alert.text} (Sent again after an interruption; it may have come before.)'})
 
-# %% ../../nbs/tuner/68a_alert_manager.ipynb #fc46877a
+# %% ../../nbs/tuner/68a_alert_manager.ipynb #946fc1fc
 class AlertManager:
     "Tells people what is worth telling"
 
@@ -265,7 +282,7 @@ class AlertManager:
         self.say = lambda text: say(self.masker.mask(text))
         self.outbox = Outbox(Path(folder) / 'alerts.jsonl', clock)
         self._known = {n.alert.key for n in self.outbox.notes}
-        self._complained = False
+        self._complained, self._seeing = False, threading.Lock()
         self._couriers = {n.place: Courier(n, self.outbox, self.say, limit, waits) for n in notifiers}
 
     def see(
@@ -274,7 +291,10 @@ class AlertManager:
         facts: Facts | None = None,
         ending: bool = False,  # does the study end, so that what was held back is summed up now?
     ) -> list[Alert]:  # those that are told now
-        "Look at what is new; returns at once"
+        "Look at what is new; returns at once, and may be called from any thread"
+        with self._seeing: return self._see(decisions, facts, ending)
+
+    def _see(self, decisions: Iterable[Decision], facts: Facts | None, ending: bool) -> list[Alert]:
         new: list[tuple[Alert, float | None]] = [(a, d.time) for d in decisions if (a := alert_of(d, self.rules, self.study))]
         if facts: new += [(a, None) for a in alerts_of(facts, self.rules)]
         told = [a for alert, when in new if (a := self._take(alert, when))]
@@ -285,7 +305,7 @@ class AlertManager:
 
     def tell(self, alert: Alert) -> Alert | None:  # None when it is known or held back
         "Take an alert of somebody else"
-        return self._take(alert, None)
+        with self._seeing: return self._take(alert, None)
 
     def _take(self, alert: Alert, when: float | None) -> Alert | None:
         alert = self.masked(alert)

@@ -54,7 +54,7 @@ class Facts:
     free_bytes: int | None = None  # room on the disk of the study
     failure: str = ''  # why the study ended without a voice, a sentence
 
-# %% ../../nbs/tuner/68_alerts.ipynb #263fa6e4
+# %% ../../nbs/tuner/68_alerts.ipynb #8f171bcf
 _NOT_FINITE = re.compile(r'(?i)\b(nan|inf|infinity|infinite|not finite|non-finite)\b')
 _VOTERS = ('patience', 'statistics', 'bayesian', 'attention', 'controller', 'vote')
 
@@ -96,7 +96,7 @@ def alert_of(
     rule = _rule_of(decision)
     if not rule or not getattr(rules, rule): return None
     digest = hashlib.sha256(to_json(replace(decision, time=None)).encode()).hexdigest()[:12]
-    return _alert(rule, decision.subject, study, decision.reason, digest)
+    return _alert(rule, decision.subject, study, decision.reason, 'release gate' if rule == 'gate_passed' else digest)  # a gate is passed once, whoever says so
 
 # %% ../../nbs/tuner/68_alerts.ipynb #8610bc07
 def alerts_of(
