@@ -24,8 +24,8 @@ from pathlib import Path
 from ..config.files import append_line, write_atomic
 
 # %% auto #0
-__all__ = ['BEGINNING', 'WHATS', 'LONGEST', 'Placed', 'Entry', 'read_entry', 'Anchor', 'whoami', 'alone', 'AuditLog', 'Fault',
-           'Verified', 'verify_lines']
+__all__ = ['BEGINNING', 'WHATS', 'LONGEST', 'Placed', 'Entry', 'read_entry', 'Anchor', 'whoami', 'alone', 'AuditLog', 'recorded',
+           'Fault', 'Verified', 'verify_lines']
 
 # %% ../../nbs/tuner/63c_audit.ipynb #bf884a5f
 BEGINNING = '0' * 64  # the hash before the first entry
@@ -205,6 +205,21 @@ class AuditLog:
         found = verify_lines(lines, rest, head, anchors, self.head_path.name)
         if not noted or (len(noted) >= 16 and any(e.hash.startswith(noted) for e in self.entries())): return found
         return replace(found, faults=(*found.faults, Fault('rewritten', 0, f'No entry has the hash {noted} that was noted.')))
+
+
+@contextlib.contextmanager
+def recorded(
+    audit: AuditLog | None,  # None records nothing
+    subject: str,  # "study anna"
+    data: str = '',  # digest of its corpus
+) -> Iterator[None]:
+    "A study from its start to its end, with the reason when it does not end well; one that is killed has no end"
+    if audit: audit.record('study started', subject, '', data)
+    try: yield
+    except BaseException as e:
+        if audit: audit.record('study ended', subject, '', 'not finished', str(e) or type(e).__name__)
+        raise
+    if audit: audit.record('study ended', subject, '', 'finished')
 
 # %% ../../nbs/tuner/63c_audit.ipynb #712ac827
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def registry_parts(
     gates = DeployGates(rules.staging_threshold, rules.production_threshold, rules.rollback_trigger)
     hidden = safety.anonymize_logs
     mask = Masker(environment_secrets(os.environ), safety.personal_names if hidden else (), hidden, hidden).mask
-    log = AuditLog(audit_place(settings.tracking.uri, settings.runs), whoami(hidden), mask) if safety.audit_logging else None
+    uri = settings.tracking.uri if settings.tracking.enabled else ''
+    log = AuditLog(audit_place(uri, settings.runs), whoami(hidden), mask) if safety.audit_logging else None
     return log, gates, resolve(place, 'experiment_tracking.artifact_store') if place else ''
 
 # %% ../../nbs/tuner/64_registry.ipynb #768e7cb1
