@@ -148,7 +148,7 @@ class Journal:
             with contextlib.suppress(OSError): self._file.truncate(size)
             raise write_failure(self.path, e) from e
 
-# %% ../../nbs/tuner/61g_study_store.ipynb #626b6c6d
+# %% ../../nbs/tuner/61g_study_store.ipynb #b7fe2acb
 def is_url(
     place: str | Path,
 ) -> bool:
@@ -194,9 +194,9 @@ def _patient(
         return call
 
     methods = [m for m, f in vars(BaseStorage).items() if callable(f) and not m.startswith('_')]
-    return type('PatientStorage', (BaseStorage,), {m: operation(m) for m in methods})()
+    return type('PatientStorage', (BaseStorage,), {**{m: operation(m) for m in methods}, 'inner': inner})()
 
-# %% ../../nbs/tuner/61g_study_store.ipynb #8a507ef8
+# %% ../../nbs/tuner/61g_study_store.ipynb #7c26ab3f
 def open_database(
     url: str,  # e.g. sqlite:///study.db or postgresql+psycopg://host/name
     patience: Patience = USUAL,
@@ -209,7 +209,7 @@ def open_database(
     except ArgumentError: raise UserError('storage: this is not the address of a database; write it as sqlite:///study.db or postgresql://host/name.') from None
     name = f'The study\'s database {address.render_as_string(hide_password=True)}'
     local = address.get_backend_name() == 'sqlite'
-    kwargs: dict[str, Any] = dict(connect_args=dict(timeout=1, check_same_thread=False)) if local else dict(pool_pre_ping=True)
+    kwargs: dict[str, Any] = dict(connect_args=dict(timeout=0.2, check_same_thread=False)) if local else dict(pool_pre_ping=True)
 
     def begin() -> Any:
         try: storage = RDBStorage(url, engine_kwargs=dict(kwargs))
