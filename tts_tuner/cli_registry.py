@@ -199,7 +199,8 @@ def _audit(log: Path | None, settings: Any) -> Any:
     from tts_tuner.tuner.registry import audit_place
 
     if log and not log.is_file(): raise UserError(f'There is no audit log at {log}.')
-    return AuditLog(log or audit_place(settings.tracking.uri, settings.runs))
+    t = settings.tracking
+    return AuditLog(log or audit_place(t.uri if t.enabled else '', settings.runs))
 
 
 @verb('verify', 'tts-tune audit verify', 'tts-tune audit verify --noted 52b571e09c3f1a77', 'tts-tune audit verify --log copy/audit.jsonl', group=audit_verbs)

@@ -18,7 +18,7 @@ from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
 from ..config.settings import RunSettings, check_same_study, flat_values, load_settings, save_settings
-from .audit import AuditLog
+from .audit import recorded
 from .book import Book, noted_signals, study_lock
 from .budgets import Plan, budget_plan, extend, ladder_of, plan_in, plan_to_json
 from .climb import OutOfTime, climb
@@ -26,7 +26,7 @@ from .early_stop import RunWatch, watch_for
 from .engine import Trial
 from .engines import open_engine
 from .fleet import Fleet
-from .registry import audit_place, hand_over
+from .registry import hand_over, registry_parts
 from .rungs import Standing
 from .space import describe
 from .tracker import Tracker
@@ -115,7 +115,7 @@ class Study:
         self.plan = keep_facts(settings, data, self.engine.limit)
         save_settings(self.folder / 'config.yaml', settings)  # not before: a corpus that cannot be read begins no study
         self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
-        self.tracker = Tracker(settings.tracking, self.folder, view.say, AuditLog(audit_place(settings.tracking.uri, settings.runs)))
+        self.tracker = Tracker(settings.tracking, self.folder, view.say, *registry_parts(settings))
         self.trials: dict[str, Trial] = {}
         self.readers: dict[str, MetricsReader] = {}
         self.watches: dict[str, RunWatch] = {}
@@ -271,10 +271,12 @@ def run_study(
     "Run a study, or go on with it; StudyStopped when it was asked to stop, TTSTunerError when no trial could be trained"
     view, begun = view or PlainView(), time.monotonic()
     with study_lock(settings.folder):
-        config = settings.folder / 'config.yaml'
-        if config.exists(): check_same_study(load_settings(config), settings)
+        config, audit, subject = settings.folder / 'config.yaml', registry_parts(settings)[0], f'study {settings.study}'
+        if config.exists():
+            check_same_study(earlier := load_settings(config), settings)
+            if audit: audit.settings_changed(subject, flat_values(earlier), flat_values(settings))
         data = prepare(settings, view.say)
-        with noted_signals() as signals:
+        with noted_signals() as signals, recorded(audit, subject, data.digest):
             study = Study(settings, data, view, trainer, poll, signals)
             study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
             status = 'KILLED'
