@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config.errors import TTSTunerError
 from ..config.hparams import format_overrides
@@ -42,9 +42,9 @@ class TrainerJob:
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)  # hyper-parameters that differ from the preset
     until: int | None = None  # pause at this step; None trains to the end
     cache: str = ''  # folder of the feature cache; the trainer's own when empty
-    ranks: int = 1  # processes that train it together, one a GPU
-    launcher: str = 'ranks'  # who starts them: 'ranks', the trainer itself, or 'torchrun'
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)  # added to the tuner's
+    ranks: int = 1  # processes that train it together, one a GPU
+    launcher: Literal['ranks', 'torchrun'] = 'ranks'  # who starts them: 'ranks', the trainer itself, or 'torchrun'
 
 
 def _launched(job: TrainerJob, trainer: Sequence[str]) -> list[str]:
