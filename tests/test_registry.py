@@ -460,3 +460,16 @@ def test_compare_lets_both_speak(store, tmp_path, monkeypatch):
     shared = [{m.ruler for m in v.measurements} for v in r.versions()]
     assert len(shared[0] & shared[1]) == 2  # validation by name, and what both spoke
     assert 'measured on' not in out and 'side-by-side' in (place / 'comparison.json').read_text()
+
+
+# A study leaves its trace
+
+def test_a_study_on_record(tmp_path, monkeypatch):
+    from test_tuner import go, make
+    monkeypatch.chdir(tmp_path)
+    for workers in (1, 1, 2): go(make(tmp_path, trials=2, workers=workers))
+    log = AuditLog(tmp_path / 'runs' / 'audit.jsonl')
+    assert log.verify().ok and not (tmp_path / 'audit.jsonl').exists()
+    changed = [(e.subject, e.old, e.new) for e in log.entries() if e.what == 'settings changed']
+    assert len(changed) == 1 and changed[0][0].startswith('study s: ') and changed[0][1:] == ('1', '2')
+    assert [(e.what, e.new) for e in log.entries() if e.what.startswith('study') and e.what != 'study started'] == [('study ended', 'finished')] * 3
