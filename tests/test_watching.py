@@ -710,3 +710,15 @@ def test_the_suites_find_what_is_wrong(tmp_path):
     stream = lambda folder, resumed: JsonlSink(folder / 'metrics.jsonl')
     with pytest.raises(AssertionError, match='train_loss was logged at'):
         source_suite.each_point_once_in_order(stream, lambda folder: Twice('t', folder / 'metrics.jsonl'), tmp_path)
+
+
+def test_a_thousand_watched_runs_take_little_memory(tmp_path):
+    import tracemalloc
+    (tmp_path / 'metrics.jsonl').write_text(''.join(row(s) for s in range(1, 201)))
+    watcher = LogWatcher()
+    tracemalloc.start()
+    for k in range(1000): watcher.add(JsonlSource(f't{k:04d}/g001', tmp_path / 'metrics.jsonl'))
+    told = sum(len(steps(news)) for news in watcher.poll().values())
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert told == 200_000 and held < 4e6, f'{held / 1e6:.1f} MB'

@@ -66,8 +66,8 @@ class Tail:
     ) -> None:
         "So many bytes need not be read again"
         self._block = BLOCK if n else 2 * self._block  # a record longer than a block
+        used, self._data = self._data[:n], b''  # a thousand readers keep no thousand blocks
         if not n: return
-        used = self._data[:n]
         self.at = Mark(self.at.offset + n, zlib.crc32(used, self.at.check), note)
         self._before = (self._before + used[-64:])[-64:]
         if self.at.offset - self._marks[-1].offset >= APART: self._marks.append(self.at)
