@@ -15,8 +15,8 @@ from typing import Any, Literal
 from ..config.contracts import Decision, Evidence
 
 # %% auto #0
-__all__ = ['ALIGNED', 'Validations', 'goal', 'closing_rate', 'Generation', 'GenerationRules', 'line', 'best_of', 'next_point',
-           'against_parent', 'Seen', 'decide', 'decide_failure', 'choose_final']
+__all__ = ['ALIGNED', 'Validations', 'goal', 'closing_rate', 'Generation', 'GenerationRules', 'failed_in_a_row', 'line',
+           'best_of', 'next_point', 'against_parent', 'Seen', 'decide', 'settles', 'decide_failure', 'choose_final']
 
 # %% ../../nbs/tuner/66a_generations.ipynb #2be3326c
 ALIGNED = 0.1  # what full diagonality is worth while nothing is spoken
@@ -43,7 +43,7 @@ def closing_rate(
     left = lambda g: max(1 - g, 1e-3)
     return 100 / steps * math.log(left(before) / left(after))
 
-# %% ../../nbs/tuner/66a_generations.ipynb #b2c4e92b
+# %% ../../nbs/tuner/66a_generations.ipynb #861f7be6
 Validations = Sequence[tuple[int, Mapping[str, float]]]  # (step, metrics), steps rising
 
 
@@ -54,7 +54,7 @@ class Generation:
     parent: str = ''  # generation whose checkpoint it started from; empty for the first
     begun: int = 0  # step of that checkpoint
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)  # hyper-parameters that differ from the preset
-    role: Literal['recipe', 'proposal', 'return'] = 'recipe'  # return: the parent's settings again, after a proposal that did harm
+    role: Literal['recipe', 'proposal', 'return'] = 'recipe'  # return: earlier settings again, after a proposal that did not do better
     number: int | None = None  # of the engine's trial; None for a return
 
 
@@ -65,7 +65,16 @@ class GenerationRules:
     count: int = 8  # generations with settings of their own at most; returns are not counted
     start: Literal['best', 'last'] = 'best'  # checkpoint the next one starts from
     margin: float = 0.02  # a goal lower than the parent's by more goes back
-    longest: int = 2  # points that a generation may reach which gains no slower than its parent did
+    longest: int = 2  # points that a proposal reaches which gains no slower than its parent did
+
+
+def failed_in_a_row(
+    generations: Sequence[Generation],  # in their order, up to a return
+) -> int:  # 0 when the last is none
+    "Proposals in a row that were followed by a return"
+    n = 0
+    while len(generations) > 2 * n and generations[-1 - 2 * n].role == 'return': n += 1
+    return n
 
 
 def line(
@@ -112,7 +121,7 @@ def against_parent(
     words = f'goal {goal(m):.3f} at step {s} against {goal(n):.3f} of {generation.parent} {where}'
     return Evidence('generations', 'at equal steps' if equal else 'at the nearest step', s, 1.0, words, numbers)
 
-# %% ../../nbs/tuner/66a_generations.ipynb #5e038138
+# %% ../../nbs/tuner/66a_generations.ipynb #b7ab94f6
 @dataclass(frozen=True)
 class Seen:
     "A generation with its validations, and with what it started from"
@@ -148,6 +157,7 @@ def decide(
     step: int,  # the point, with a validation
     used: int,  # generations with settings of their own so far, this one among them
     rules: GenerationRules,
+    failed: int = 1,  # of a return: proposals in a row that did not do better
 ) -> Decision:  # continue, restart or rollback
     "What becomes of a generation at a point"
     g, name = seen.generation, f'{trial}/{seen.generation.name}'
@@ -156,11 +166,24 @@ def decide(
     evidence = (standing, compared) if compared else (standing,)
     if compared and g.role == 'proposal' and compared.numbers['gain'] < -rules.margin:
         return Decision('rollback', name, step, f'{name} is rolled back to {g.parent}: {compared.words}.', evidence[::-1])
+    if g.role == 'proposal' and parents_rate is not None and rate < parents_rate:
+        slower = Evidence('generations', 'slower', step, 1.0, f'slower than {g.parent}', dict(rate=rate, parents_rate=parents_rate))
+        reason = f'{name} ends and the settings of {g.parent} take over again, with which it went faster: {said}.'
+        return Decision('restart', name, step, reason, (slower, *evidence))
     if used >= rules.count: return Decision('continue', name, step, f'{name} goes on, {rules.count} generations being all that are wanted: {said}.', evidence)
     reached = step // rules.steps - (next_point(g.begun, rules) // rules.steps - 1)
-    if g.role == 'proposal' and parents_rate is not None and rate >= parents_rate and reached < rules.longest:
+    if g.role == 'proposal' and reached < rules.longest:
         return Decision('continue', name, step, f'{name} goes on, it gains no slower than {g.parent} did: {said}.', evidence)
+    if g.role == 'return' and reached < failed:
+        return Decision('continue', name, step, f'{name} goes on, {failed} proposals in a row having done no better: {said}.', evidence)
     return Decision('restart', name, step, f'{name} ends and the next generation begins: {said}.', evidence)
+
+# %% ../../nbs/tuner/66a_generations.ipynb #2d650d25
+def settles(
+    decision: Decision,  # about the end of a generation
+) -> bool:
+    "Do its parent's settings take over again?"
+    return decision.kind == 'restart' and decision.evidence[0].verdict == 'slower'
 
 # %% ../../nbs/tuner/66a_generations.ipynb #7f512710
 def decide_failure(
