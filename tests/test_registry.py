@@ -265,6 +265,21 @@ def test_from_registration_to_rollback(store):
     assert r.verify().ok and len(r.anchors()[0]) == 1
 
 
+def test_an_exam_is_kept_once_and_counts(store, tmp_path):
+    from tts_tuner.config.settings import load_settings
+    from tts_tuner.tuner.registry import keep_exam
+    given_settings, heard = load_settings(None, [f'tracking.uri={store}', 'tracking.model_name=voice'], runs=str(tmp_path)), []
+    keep = lambda key, score, settings=given_settings: keep_exam(settings, key, score, 'a', heard.append)
+    assert keep('a', 0.5) == []
+    r = opened(store)
+    for key, score in (('a', 0.70), ('b', 0.75)): add(r, score, key)
+    assert [d.kind for d in keep('a', 0.69)] == ['continue'] and r.aliases()['champion'] == '2'  # b has sat none yet
+    assert [(d.subject, d.kind) for d in keep('b', 0.60)] == [('production', 'rollback'), ('champion', 'rollback')]
+    assert r.aliases() == dict(candidate='2', champion='1', staging='2', production='1') and keep('b', 0.60) == [] and not heard
+    (tmp_path / 'text.db').write_text('This is no database. ' * 100)
+    assert keep('a', 0.5, load_settings(None, [f'tracking.uri=sqlite:///{tmp_path}/text.db'])) == [] and 'exam.json has it' in heard[0]
+
+
 def test_without_auto_only_what_nobody_hears_moves(store):
     r = opened(store)
     add(r, 0.7, 'a', auto=False), add(r, 0.8, 'b', auto=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .deployment import ALIASES, GATES, DeployGates, Measurement, Version, alias
 from .deployment import decide_champion, decide_gate, decide_moves, decide_rollback, decide_yardstick
 
 # %% auto #0
-__all__ = ['VOICE', 'hand_over', 'audit_place', 'NoModel', 'registry_parts', 'ModelRegistry']
+__all__ = ['VOICE', 'hand_over', 'audit_place', 'NoModel', 'registry_parts', 'ModelRegistry', 'keep_exam']
 
 # %% ../../nbs/tuner/64_registry.ipynb #3ed9456a
 def hand_over(
@@ -356,3 +356,24 @@ def _below(pile: Sequence[str], now: str, known: Mapping[str, Version]) -> str:
 def _name_of(audit: AuditLog) -> str:
     "What tells one log from another: the chance number in its first entry"
     return next((e.new for e in audit.entries()[:1] if e.what == 'log begun'), 'unknown')
+
+# %% ../../nbs/tuner/64_registry.ipynb #04600922
+def keep_exam(
+    settings: RunSettings,
+    sha256: str,  # of the model that was examined
+    score: float,
+    digest: str,  # of the corpus
+    say: Callable[[str], None] = print,  # takes a sentence when the registry cannot be reached
+) -> list[Decision]:  # about champion and production; empty when the exam is known already or nothing is registered
+    "Keep the score of an exam with the version that was made of this file"
+    if not settings.tracking.enabled: return []
+    log, gates, _ = registry_parts(settings)
+    measured = Measurement(score, digest, 'exam')
+    try:
+        registry = ModelRegistry.open(settings.tracking.uri, settings.tracking.model_name, log, gates)
+        v = next((v for v in reversed(registry.versions()) if v.sha256 == sha256), None)
+        return registry.measure(v.number, measured) if v and measured not in v.measurements else []
+    except NoModel: return []
+    except Exception as e:  # whatever MLflow, its database or the network raises must not end a study that is done
+        say(f'The score of the exam is not kept in the registry ({tracker_trouble(e)}); exam.json has it.')
+        return []
