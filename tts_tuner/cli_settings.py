@@ -29,7 +29,7 @@ Preset = Annotated[str | None, typer.Option('--preset', help='Base of the hyper-
 Fixed = Annotated[str, typer.Option('--hparams', help='Hyper-parameters fixed for every trial: "max_steps=600,batch_size=16".')]
 Workers = Annotated[str | None, typer.Option('--workers', help='Trials side by side; auto is one a GPU, or else one a core. [auto]')]
 Seed = Annotated[int | None, typer.Option('--seed', min=0, help='Seed of proposals and of every trial. [42]')]
-Deploy = Annotated[bool | None, typer.Option('--auto-deploy-best/--no-auto-deploy-best', help='The winner takes the alias "production" when it has 97 % of the best score or more.')]
+Deploy = Annotated[bool | None, typer.Option('--auto-deploy-best/--no-auto-deploy-best', help='The winner takes the alias "production" if it is good enough.')]
 Track = Annotated[str | None, typer.Option('--tracking', help='mlflow or none. [mlflow]')]
 Words = Annotated[list[str] | None, typer.Argument(metavar='KEY=VALUE', help='Any setting by its path, e.g. rungs.cohort=6 tracking.uri=http://host:5000')]
 
