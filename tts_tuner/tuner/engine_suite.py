@@ -197,7 +197,7 @@ def check_conditions(make: Make, folder: Path) -> None:
         for name, value in t.params.items(): assert CONDITIONAL[name].contains(value), f'{t.name}: {name}={value!r} lies outside the space'
     assert any('kernel' in t.params for t in trials) and any('filters' not in t.params for t in trials), 'one side of a condition was never drawn'
 
-# %% ../../nbs/tuner/62a_engine_suite.ipynb #c6b7fbab
+# %% ../../nbs/tuner/62a_engine_suite.ipynb #7c43c43c
 def _worker(make: Make, folder: Path, rounds: int, out: Any) -> None:
     "Claim and tell trials; put their numbers out"
     engine, mine = make(plan(), folder), []
@@ -210,7 +210,12 @@ def _worker(make: Make, folder: Path, rounds: int, out: Any) -> None:
     out.put(mine)
 
 
-def check_workers(make: Make, folder: Path, workers: int = 4, rounds: int = 4) -> None:
+def check_workers(
+    make: Make,
+    folder: Path,
+    workers: int = 4,  # processes
+    rounds: int = 4,  # trials of each
+) -> None:
     "Several processes on one study lose nothing and share nothing"
     make(plan(), folder).close()
     context = multiprocessing.get_context('fork')
@@ -225,8 +230,13 @@ def check_workers(make: Make, folder: Path, workers: int = 4, rounds: int = 4) -
     assert all(t.reports == {40: 0.5} and t.value == outcome(t.params) for t in trials), 'a result was lost or mixed up'
     assert len({repr(p) for p in _points(trials)}) > len(trials) * 0.8, 'workers were given the same points'
 
-# %% ../../nbs/tuner/62a_engine_suite.ipynb #634c2628
-def check_better_than_chance(make: Make, folder: Path, trials: int = 40, seeds: Iterable[int] = (0, 1, 2)) -> tuple[float, float]:
+# %% ../../nbs/tuner/62a_engine_suite.ipynb #4148e242
+def check_better_than_chance(
+    make: Make,
+    folder: Path,
+    trials: int = 40,  # of each search; slow engines may be given fewer
+    seeds: Iterable[int] = (0, 1, 2),  # one search each
+) -> tuple[float, float]:
     "Best score, and mean score of the last third"
     runs = [[t.value or 0.0 for t in drive(make(plan(seed=s), folder / str(s)), trials)] for s in seeds]
     draws = [[outcome(by_chance(SPACE, random.Random(1000 * i + j))) for j in range(trials)] for i in range(200)]
