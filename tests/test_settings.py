@@ -318,3 +318,26 @@ def test_weights_and_threshold_reach_the_vote():
     usual, doubled = (end_verdict(still, 6000, EarlyStopping(level=3, ensemble_weights=dict(statistical_consensus=0.3 * k, bayesian_prediction=0.4 * k,
                                                                                            attention_analysis=0.3 * k))) for k in (1, 2))
     assert usual == doubled and usual.quorum == 6, 'only the shares of the weights count'
+
+
+def test_settings_of_another_model(tmp_path):
+    from tts_tuner.tuner.space import recipe, trial_overrides
+    text = ('trainer: [python, mine.py]\nhparams: {own: {voices: 2}, max_steps: 90}\n'
+            'search_space: {learning_rate: {type: loguniform, low: 1e-4, high: 1e-2}, own.pitch: {type: uniform, low: 80, high: 300, default: 120}}')
+    s = load_settings(write(tmp_path, text), ['hparams.own.mood=glad'])
+    assert s.hparams == {'own.voices': 2, 'own.mood': 'glad', 'max_steps': 90} and s.base_hparams().max_steps == 90 and s.core_engine.trainer == ('python', 'mine.py')
+    assert load_settings(save_settings(tmp_path / 'config.yaml', s)) == s == load_settings(write(tmp_path, settings_with_origins(trace_settings(tmp_path / 'config.yaml'))))
+    assert load_settings(write(tmp_path, text), hparams='own.voices=3').hparams['own.voices'] == 3
+    assert recipe(s)['own.pitch'] == 120
+    over = trial_overrides(s, {'learning_rate': 1e-3, 'own.pitch': 99.5})
+    assert over['own.pitch'] == 99.5 and over['own.voices'] == 2 and over['learning_rate'] == 1e-3
+    with pytest.raises(UserError, match='core_engine.trainer'): load_settings(hparams='own.voices=2')
+    with pytest.raises(UserError, match='own.pitch: give it a default'):
+        check_settings(dict(trainer=['x'], search_space={'own.pitch': dict(type='uniform', low=1, high=2)}))
+
+
+@pytest.mark.parametrize('path', ['monitoring.platforms.mlflow.auto_log', 'monitoring.platforms.tensorboard.enabled', 'monitoring.platforms.tensorboard.write_images',
+                                  'experiment_tracking.metadata.track_dependencies', 'early_stopping.strategies.patience_based.restore_best_weights'])
+def test_what_is_always_done_cannot_be_switched_off(path):
+    assert load_settings(None, [f'{path}=true']) == RunSettings()
+    with pytest.raises(UserError, match='it is always done'): load_settings(None, [f'{path}=false'])

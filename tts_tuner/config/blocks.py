@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from .dimension import Scalar, Strict
 from .errors import UserError, nearest
 
 # %% auto #0
-__all__ = ['COMPONENTS', 'RUNG_SHARES', 'parse_duration', 'reference', 'resolve', 'CoreEngine', 'Rungs', 'TPE', 'CmaEs', 'Bohb',
-           'Hyperband', 'Constraints', 'Generations', 'Optimization', 'EnsembleWeights', 'Attention', 'PatienceStage',
-           'PatienceBased', 'ImprovementThreshold', 'CurriculumPatience', 'Strategies', 'QualityGates', 'SanityGates',
-           'EarlyStopping']
+__all__ = ['Always', 'COMPONENTS', 'RUNG_SHARES', 'parse_duration', 'reference', 'resolve', 'CoreEngine', 'Rungs', 'TPE', 'CmaEs',
+           'Bohb', 'Hyperband', 'Constraints', 'Generations', 'Optimization', 'EnsembleWeights', 'Attention',
+           'PatienceStage', 'PatienceBased', 'ImprovementThreshold', 'CurriculumPatience', 'Strategies', 'QualityGates',
+           'SanityGates', 'EarlyStopping']
 
 # %% ../../nbs/config/04b_blocks.ipynb #44582bc3
 _UNITS = dict(s=1, m=60, h=3600, d=86400)
@@ -45,6 +45,14 @@ def reference(
 ) -> Any:
     "A field whose value may be a reference, which is resolved only when it is used"
     return Field(default=default, json_schema_extra=dict(reference=True), description=description)
+
+
+def _always(value: bool) -> bool:
+    if not value: raise ValueError('cannot be switched off: it is always done')
+    return value
+
+
+Always = Annotated[bool, AfterValidator(_always)]  # a switch of earlier layouts for what is always done
 
 
 def resolve(
@@ -252,13 +260,7 @@ class PatienceBased(Strict):
     "End a run that gained nothing for so many validations"
     patience: int = Field(default=6, ge=1, description='validations')
     min_delta: float = Field(default=0.001, ge=0, description='a smaller gain is none')
-    restore_best_weights: bool = Field(default=True, description='the best checkpoint is what counts; always so')
-
-    @field_validator('restore_best_weights')
-    @classmethod
-    def _always(cls, value: bool) -> bool:
-        if not value: raise ValueError('cannot be switched off: the best checkpoint is always what counts')
-        return value
+    restore_best_weights: Always = Field(default=True, description='the best checkpoint is what counts; always so')
 
 
 class ImprovementThreshold(Strict):

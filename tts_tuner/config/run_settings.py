@@ -19,7 +19,7 @@ from .blocks import RUNG_SHARES, CoreEngine, EarlyStopping, Optimization, Rungs,
 from .dimension import SPACES, Dimension, Scalar, Strict, default_space
 from .earlier import answer
 from .errors import UserError, nearest
-from .hparams import PRESETS, HParams, create_hparams, hparam_fields
+from .hparams import OWN, PRESETS, HParams, create_hparams, hparam_fields
 from .surroundings import HPARAM_OF, AudioProcessing, Cicd, ExperimentTracking, Monitoring, Resources, Security, Tracking, as_hparam
 
 # %% auto #0
@@ -131,13 +131,17 @@ class RunSettings(Strict):
         if not isinstance(values, Mapping): return values
         out = expand(values, cls.SHORT)
         if isinstance(space := out.get('search_space'), str): out['search_space'] = named_space(space)
+        if isinstance(space := out.get('search_space'), Mapping): out['search_space'] = _own_names(space)
+        if isinstance(core := out.get('core_engine'), Mapping) and isinstance(fixed := core.get('hparams'), Mapping):
+            out['core_engine'] = {**core, 'hparams': _own_names(fixed)}
         return out
 
     @model_validator(mode='after')
     def _consistent(self) -> RunSettings:
         if self.preset not in PRESETS: raise UserError(f'preset: there is no preset "{self.preset}"; there are {", ".join(PRESETS)}.')
         for name in self.core_engine.hparams:
-            if name not in hparam_fields(): raise UserError(f'hparams.{name}: there is no such hyper-parameter.{nearest(name, hparam_fields())}')
+            if name.startswith(OWN): _check_own(name, self)
+            elif name not in hparam_fields(): raise UserError(f'hparams.{name}: there is no such hyper-parameter.{nearest(name, hparam_fields())}')
         _check_said_once(self)
         try: hp = self.base_hparams()
         except UserError as e: raise UserError(f'hparams: {e}') from None
@@ -194,7 +198,7 @@ class RunSettings(Strict):
 
     def base_hparams(self) -> HParams:
         "Hyper-parameters before anything is searched"
-        return create_hparams(self.preset, {'seed': self.seed, **self.hparams})
+        return create_hparams(self.preset, {'seed': self.seed, **{k: v for k, v in self.hparams.items() if not k.startswith(OWN)}})
 
     def space(self) -> dict[str, Dimension]:
         "What is searched: given, or the preset's own less what `hparams` fixes"
@@ -242,18 +246,35 @@ def _check_said_once(settings: RunSettings) -> None:
 def _check_dimension(name: str, dim: Dimension, settings: RunSettings) -> None:
     "Each value a dimension can take must be one the field can take"
     path, blocks = f'search_space.{name}', block_hparams(settings)
-    if name not in hparam_fields(): raise UserError(f'{path}: there is no hyper-parameter "{name}".{nearest(name, hparam_fields())}')
+    known = {k: v for k, v in settings.hparams.items() if not k.startswith(OWN)}
+    if name.startswith(OWN):
+        _check_own(name, settings)
+        if dim.default is None: raise UserError(f'{path}: give it a default; only your model knows a good value.')
+    elif name not in hparam_fields(): raise UserError(f'{path}: there is no hyper-parameter "{name}".{nearest(name, hparam_fields())}')
     if name in settings.core_engine.hparams: raise UserError(f'{path}: "{name}" is fixed in hparams as well; keep it in one of the two.')
     if name in blocks: raise UserError(f'{path}: "{name}" is fixed by {blocks[name][0]} as well; keep it in one of the two.')
     for value in (dim.choices if dim.type == 'choice' else (dim.low, dim.high)) or ():
         if dim.type == 'int' and isinstance(value, float): value = int(value)
-        try: create_hparams(settings.preset, {**settings.hparams, name: value})
+        if name.startswith(OWN): continue
+        try: create_hparams(settings.preset, {**known, name: value})
         except UserError as e: raise UserError(f'{path}: {e}') from None
     for other, values in dim.when.items():
         there = settings.space().get(other)
         if there is None or other == name: raise UserError(f'{path}.when: "{other}" is not searched beside it.{nearest(other, settings.space())}')
         for value in values:
             if not there.contains(value): raise UserError(f'{path}.when: "{other}" never takes the value {value!r}.')
+
+
+def _own_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    "A table whose entries `own: {pitch: 1}` are written own.pitch"
+    own, out = table.get(OWN[:-1]), {k: v for k, v in table.items() if k != OWN[:-1]}
+    return {**out, **{f'{OWN}{k}': v for k, v in own.items() if f'{OWN}{k}' not in out}} if isinstance(own, Mapping) else dict(table)
+
+
+def _check_own(name: str, settings: RunSettings) -> None:
+    "Settings of another model need another trainer"
+    if settings.core_engine.trainer is None:
+        raise UserError(f'{name}: this is a setting of another model; name the command that trains it in core_engine.trainer.')
 
 
 def _check_point(number: int, point: Mapping[str, Scalar], settings: RunSettings) -> None:

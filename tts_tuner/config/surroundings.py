@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from .blocks import parse_duration, reference, resolve
+from .blocks import Always, parse_duration, reference, resolve
 from .dimension import Scalar, Strict
 from .errors import UserError
 from .secrets import secrets_provider, variable_of
@@ -48,7 +48,7 @@ class Tracking(Strict):
     tracking_uri: str = reference('sqlite:///mlflow.db', 'tracking store, a file by default or http://localhost:5000')
     experiment_name: str = Field(default='tacotron2_autotuning', description='experiment')
     model_name: str = Field(default='tts_tuner', pattern=r'^[^/:]+$', description='name of the registered model')
-    auto_log: bool = Field(default=True, description="false records the study and its decisions, but not each trial's curves")
+    auto_log: Always = Field(default=True, description="each trial's settings, numbers and files; always so while enabled")
 
     @model_validator(mode='before')
     @classmethod
@@ -67,8 +67,8 @@ class Tracking(Strict):
 
 class TensorBoard(Strict):
     "Event files in each run's folder"
-    enabled: bool = Field(default=True, description='false writes no event files')
-    write_images: bool = Field(default=True, description='attention maps among them')
+    enabled: Always = Field(default=True, description='always so: watchers read them')
+    write_images: Always = Field(default=True, description='attention maps among them; always so')
 
 
 class WandB(Strict):
@@ -261,10 +261,10 @@ def as_hparam(
 # %% ../../nbs/config/04c_surroundings.ipynb #e3c1d3e1
 class Metadata(Strict):
     "What is noted of a run besides its numbers"
-    track_code_version: bool = Field(default=True, description='version of the package')
-    track_environment: bool = Field(default=True, description='system, processor, graphics card')
-    track_dependencies: bool = Field(default=True, description='versions of the libraries')
-    track_system_metrics: bool = Field(default=True, description='memory and load while it runs')
+    track_code_version: Always = Field(default=True, description='version of the package and its commit; always so')
+    track_environment: Always = Field(default=True, description='system, processor, graphics card; always so')
+    track_dependencies: Always = Field(default=True, description='versions of the libraries; always so')
+    track_system_metrics: Always = Field(default=True, description='memory and load while it runs; always so')
 
 
 class Reproducibility(Strict):

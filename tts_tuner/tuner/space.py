@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.errors import UserError
-from ..config.hparams import create_hparams, hparam_fields
+from ..config.hparams import OWN, create_hparams, hparam_fields
 from ..config.settings import Dimension, RunSettings
 
 # %% auto #0
@@ -65,7 +65,7 @@ def recipe(
     settings: RunSettings,
 ) -> dict[str, Any]:  # one value for each searched hyper-parameter, whether its condition holds or not
     "Known good values of what is searched"
-    base = create_hparams(settings.preset, settings.hparams)
+    base = settings.base_hparams()
     return {name: dim.default if dim.default is not None else getattr(base, name) for name, dim in settings.space().items()}
 
 
@@ -121,8 +121,9 @@ def trial_overrides(
 ) -> dict[str, Any]:  # by name, without what the preset says already
     "Hyper-parameters of a trial, checked"
     wanted = {'seed': settings.seed, **settings.hparams, **params, **(changes or {})}
-    h, base = create_hparams(settings.preset, wanted), create_hparams(settings.preset)
-    return {k: getattr(h, k) for k in hparam_fields() if getattr(h, k) != getattr(base, k)}
+    own = {k: v for k, v in wanted.items() if k.startswith(OWN)}  # another model's; its trainer checks them
+    h, base = create_hparams(settings.preset, {k: v for k, v in wanted.items() if k not in own}), create_hparams(settings.preset)
+    return {**{k: getattr(h, k) for k in hparam_fields() if getattr(h, k) != getattr(base, k)}, **own}
 
 
 def describe(
