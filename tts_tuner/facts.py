@@ -23,14 +23,14 @@ from .tuner.exam import Exam, read_exam
 from .tuner.trials import MetricsReader, read_status
 
 # %% auto #0
-__all__ = ['TrialFacts', 'read_trial', 'StudyFacts', 'read_study', 'closing_words', 'toy_study']
+__all__ = ['TrialFacts', 'read_run', 'read_trial', 'StudyFacts', 'read_study', 'closing_words', 'toy_study']
 
 # %% ../nbs/79_facts.ipynb #dd3d832d
 @dataclass(frozen=True)
 class TrialFacts:
     "One trial as its files tell it"
-    name: str  # 't003'
-    folder: Path  # newest generation, e.g. runs/voice/t003/g001
+    name: str  # 't003'; 't000/g002' where a trial has several generations
+    folder: Path  # e.g. runs/voice/t003/g001
     rows: Mapping[int, Mapping[str, float]]  # step -> numbers by the specification's names
     hparams: Mapping[str, Any] = field(default_factory=dict)
     state: str = 'unknown'  # as status.json has it: running, paused, finished, stopped, failed
@@ -80,19 +80,25 @@ def _hparams(path: Path) -> dict[str, Any]:
     return to_dict(from_dict(known)) if known else {}
 
 
-def read_trial(folder: Path) -> TrialFacts:
-    "The trial in `folder`, over all its generations"
-    generations = sorted(g for g in folder.glob('g*') if g.is_dir()) or [folder]
-    rows: dict[int, dict[str, float]] = {}
-    times: list[float] = []
-    for generation in generations:
-        reader = MetricsReader(generation / 'metrics.jsonl')
-        reader.read()
-        for step, numbers in reader.rows.items(): rows.setdefault(step, {}).update(numbers)
-        times += reader.last_time.values()
-    newest = generations[-1]
+def read_run(
+    folder: Path,  # runs/STUDY/t003/g001
+    name: str,  # "t003", or "t000/g002" where a trial has several generations
+) -> TrialFacts:
+    "One run folder"
+    reader = MetricsReader(folder / 'metrics.jsonl')
+    reader.read()
+    times = list(reader.last_time.values())
     span = (min(times), max(times)) if times else (0.0, 0.0)
-    return TrialFacts(folder.name, newest, rows, _hparams(newest / 'hparams.yaml'), read_status(newest).get('state', 'unknown'), *span)
+    return TrialFacts(name, folder, reader.rows, _hparams(folder / 'hparams.yaml'), read_status(folder).get('state', 'unknown'), *span)
+
+
+def read_trial(
+    folder: Path,  # runs/STUDY/t003
+) -> list[TrialFacts]:  # one; one for each generation where there are several, since each has its own curve
+    "The runs of a trial"
+    generations = sorted(g for g in folder.glob('g*') if g.is_dir()) or [folder]
+    if len(generations) == 1: return [read_run(generations[0], folder.name)]
+    return [read_run(g, f'{folder.name}/{g.name}') for g in generations]
 
 # %% ../nbs/79_facts.ipynb #d3a55d62
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def read_study(
     folder = Path(folder)
     if not (folder / 'config.yaml').is_file() and not (folder / 'decisions.jsonl').is_file():
         raise UserError(f'{folder} is not a study: it has neither config.yaml nor decisions.jsonl. Give a folder like runs/voice.')
-    trials = tuple(read_trial(t) for t in sorted(folder.glob('t[0-9]*')) if t.is_dir())
+    trials = tuple(run for t in sorted(folder.glob('t[0-9]*')) if t.is_dir() for run in read_trial(t))
     return StudyFacts(folder, by_short_name(_yaml(folder / 'config.yaml')), trials, tuple(read_decisions(folder / 'decisions.jsonl')), read_exam(folder))
 
 # %% ../nbs/79_facts.ipynb #b2b24b16

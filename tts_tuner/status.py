@@ -17,6 +17,7 @@ from .config.errors import TTSTunerError
 from .config.settings import RunSettings, load_settings
 from .facts import StudyFacts, TrialFacts, read_study
 from .tuner.book import tuner_of
+from .tuner.budgets import Plan, budget_plan
 from .tuner.space import describe, trial_overrides
 from .tuner.trials import MetricsReader, TrialRow, last_numbers, read_status
 
@@ -24,39 +25,45 @@ from .tuner.trials import MetricsReader, TrialRow, last_numbers, read_status
 __all__ = ['status_rows', 'StudyStatus', 'study_status']
 
 # %% ../nbs/78a_status.ipynb #41d4365a
+def _again(d: Decision) -> bool: return d.kind == 'restart' and bool(d.evidence) and d.evidence[0].source == 'process'  # a trainer that had died
+
+
 def _settings_of(study: StudyFacts) -> RunSettings | None:
     "The settings of a study; None where they are of another version and cannot be read"
     try: return load_settings(study.folder / 'config.yaml')
     except TTSTunerError: return None  # rows are shown without the words about settings
 
 
-def _state(study: StudyFacts, name: str, trial: str, written: str) -> str:
+def _state(study: StudyFacts, name: str, written: str) -> str:
     "A word for the state of a run, from what was decided about it and what its trainer wrote last"
-    kinds = [d.kind for d in study.decisions if d.subject in (name, trial) and d.kind not in ('alert', 'restart', 'continue')]
+    kinds = [d.kind for d in study.decisions if d.subject == name and d.kind not in ('alert', 'continue') and not _again(d)]
     decided = kinds[-1] if kinds else ''
     if decided == 'final': return 'winner'
     if written == 'running': return 'running'
     if decided in ('prune', 'rollback'): return 'pruned'
     if written == 'failed': return 'failed'
-    if decided == 'stop': return 'finished'
+    if decided in ('stop', 'restart'): return 'finished'
     return {'finished': 'finished', 'paused': 'paused', 'stopped': 'paused'}.get(written, 'waiting')
 
 
-def _row(study: StudyFacts, settings: RunSettings | None, trial: TrialFacts, folder: Path, alone: bool) -> TrialRow:
-    "The row of one run folder"
-    name = trial.name if alone else f'{trial.name}/{folder.name}'
-    reader, status = MetricsReader(folder / 'metrics.jsonl'), read_status(folder)
+def _stages(plan: Plan | None, trial: str) -> tuple[int, ...]:
+    "Steps at which a trial is compared with others; none for generations, which are no rivals"
+    if plan is None or '/' in trial: return ()
+    try: return tuple(s.step for s in plan.bracket_of(trial).stages)
+    except KeyError: return ()
+
+
+def _row(study: StudyFacts, settings: RunSettings | None, plan: Plan | None, run: TrialFacts) -> TrialRow:
+    "The row of one run"
+    reader, status, steps = MetricsReader(run.folder / 'metrics.jsonl'), read_status(run.folder), _stages(plan, run.name)
     reader.read()
-    words, most = '', 0
-    steps: tuple[int, ...] = ()
-    if settings:
-        own = {k: v for k, v in trial.hparams.items() if k in settings.space()}
-        words, steps, most = describe(settings, trial_overrides(settings, own)), settings.rungs.steps, settings.base_hparams().max_steps
-    state = _state(study, name, trial.name, status.get('state', ''))
+    words, most = '', run.hparams.get('max_steps', 0)
+    if settings: words = describe(settings, trial_overrides(settings, {k: v for k, v in run.hparams.items() if k in settings.space()}))
+    state = _state(study, run.name, status.get('state', ''))
     goal = next((s for s in (*steps, most) if s > reader.step), most) if state == 'running' else max(most if state == 'winner' else 0, reader.step)
     pace = reader.seconds_per_step() if state == 'running' else None
-    passed = sum(d.kind == 'promote' and d.subject == trial.name for d in study.decisions)
-    return TrialRow(name, 'proposal', words, state, min(passed, len(steps)), len(steps) + 1 if steps else 0, reader.step, goal,
+    passed = sum(d.kind == 'promote' and d.subject == run.name for d in study.decisions)
+    return TrialRow(run.name, 'proposal', words, state, min(passed, len(steps)), len(steps) + 1 if steps else 0, reader.step, goal,
                     seconds_left=max(0.0, (goal - reader.step) * pace) if pace else None, **last_numbers(reader))
 
 
@@ -64,11 +71,8 @@ def status_rows(
     study: StudyFacts,  # as `read_study` gives it
 ) -> list[TrialRow]:  # in the order of trials and generations
     "A row for each run of a study"
-    settings, rows = _settings_of(study), []
-    for trial in study.trials:
-        folders = sorted(g for g in (study.folder / trial.name).glob('g*') if g.is_dir())
-        rows += [_row(study, settings, trial, g, len(folders) == 1) for g in folders]
-    return rows
+    settings, plan = _settings_of(study), budget_plan(study.folder)
+    return [_row(study, settings, plan, run) for run in study.trials]
 
 # %% ../nbs/78a_status.ipynb #5ddebc0f
 @dataclass(frozen=True)
