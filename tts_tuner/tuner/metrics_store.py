@@ -54,6 +54,7 @@ def _open(path: Path, write: bool) -> sqlite3.Connection:
         if tables and ours != _OURS: raise _Foreign('it is not a history of metrics')
         if version > VERSION: raise UserError(f'{path} was written by a newer tts_tuner; update this one, or delete the file and it is built again.')
         if tables and version < VERSION: raise _Foreign('it is of an earlier form')
+        if not tables and not write: raise FileNotFoundError(path)  # it is being made
         if write:
             db.execute('PRAGMA journal_mode = WAL')
             db.execute('PRAGMA synchronous = NORMAL')
