@@ -245,7 +245,7 @@ def test_a_full_disk_is_told_although_it_cannot_be_written_down(tmp_path, monkey
 def test_texts_are_masked_before_they_are_written(tmp_path):
     seen = []
     with AlertManager(tmp_path, notifiers=[CallNotifier(seen.append)], masker=Masker(names=['Jane Doe'], homes=True)) as m:
-        m.see([Decision('stop', 't001', 3, 't001 cannot go on: /home/jane/x of Jane Doe is gone.', (Evidence('trainer', 'failed', 3),))])
+        m.see([Decision('stop', 't001', 3, 't001 cannot go on: /home/jane-d/x of Jane Doe is gone.', (Evidence('trainer', 'failed', 3),))])
     assert 'jane' not in (seen[0] + (tmp_path / 'alerts.jsonl').read_text()).lower()
 
 

@@ -16,7 +16,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tts_tuner.config.errors import UserError
-from tts_tuner.config.masking import MASK, MaskedStream, Masker, masked_logging
+from tts_tuner.config.masking import MASK, MaskedStream, Masker, masked_logging, masked_output
 from tts_tuner.config.secrets import (
     SHORTEST,
     EnvironmentSecrets,
@@ -134,8 +134,8 @@ def test_basic_authentication_writes_base64():
 
 
 def test_personal_data_only_on_request(monkeypatch):
-    monkeypatch.setenv('HOME', '/root')
-    text = 'Jane Doe <jane.doe@mail.example.org> has /home/jane/runs, C:\\Users\\Jane\\x and /root/data'
+    monkeypatch.setenv('HOME', '/srv/me')
+    text = 'Jane Doe <jane.doe@mail.example.org> has /home/jane-d/runs, C:\\Users\\Jane\\x and /srv/me/data'
     assert Masker().mask(text) == text
     assert Masker(names=['Jane Doe'], mails=True, homes=True).mask(text) == '[name] <[mail]> has ~/runs, ~\\x and ~/data'
 
@@ -210,6 +210,17 @@ def test_what_is_printed(capsys):
     stream.writelines(['canary-canary-4711', '\n'])
     stream.flush()
     assert capsys.readouterr().out == f'a {MASK} 3\n{MASK}\n' and stream.encoding == sys.stdout.encoding
+
+
+def test_all_output_of_a_process(capsys, log):
+    logger, handler, out = log
+    streams = sys.stdout, sys.stderr
+    with pytest.raises(KeyError), masked_output(Masker([Secret('canary-canary-4711')])):
+        print('a canary-canary-4711')
+        print('b canary-canary-4711', file=sys.stderr)
+        logger.warning('c canary-canary-4711')
+        raise KeyError
+    assert (sys.stdout, sys.stderr) == streams and capsys.readouterr() == (f'a {MASK}\n', f'b {MASK}\n') and out.getvalue() == f'c {MASK}\n'
 
 
 def test_added_while_it_works():

@@ -151,7 +151,7 @@ class Outbox:
             return [(name, n.alert) for (name, to), n in zip(self._places.items(), self.notes)
                     if place in to and 'sent' not in (marks := self.marks(name, place)) and marks.count('failed') < self.STARTS]
 
-# %% ../../nbs/tuner/68a_alert_manager.ipynb #60d57598
+# %% ../../nbs/tuner/68a_alert_manager.ipynb #7b3f391a
 class _Attempt(threading.Thread):
     "One call of a notifier, which may never return"
 
@@ -179,7 +179,7 @@ def send_within(
     attempt.join(limit)
     return NotSent(f'no answer within {limit:g} seconds') if attempt.is_alive() else attempt.failure
 
-
+# %% ../../nbs/tuner/68a_alert_manager.ipynb #e29e54dd
 class Courier:
     "Takes alerts to one place, one after the other, in a thread of its own"
 

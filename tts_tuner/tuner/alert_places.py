@@ -65,7 +65,7 @@ class AppriseNotifier:
         why = self.masker.mask(said[0] if said else 'it was refused').rstrip('.')
         raise NotSent(why, again=not _FINAL.search(why))
 
-# %% ../../nbs/tuner/68c_alert_places.ipynb #eb5636a3
+# %% ../../nbs/tuner/68c_alert_places.ipynb #ba89a331
 class _Off(Exception):
     "A place is off, with the reason"
 
@@ -105,7 +105,7 @@ class _Setup:
         plugin.request_rate_per_sec = 0  # how many alerts there are is limited before they come here
         return AppriseNotifier(place, plugin, self.masker)
 
-
+# %% ../../nbs/tuner/68c_alert_places.ipynb #594e36d3
 def _slack(setup: _Setup, s: Slack) -> Notifier | None:
     token = setup.value(s.webhook_url, 'SLACK_WEBHOOK')
     if token is None: return None
@@ -153,7 +153,7 @@ def _email(setup: _Setup, s: Email) -> Notifier | None:
     make = lambda: NotifyEmail(targets=list(s.recipients), from_addr=sender, format='text', **server, **login, **setup.usual)
     return setup.build('email', make, 'an address of it is none')
 
-
+# %% ../../nbs/tuner/68c_alert_places.ipynb #b6b53aac
 _PLACES: dict[str, tuple[str, Callable[[_Setup, Any], Notifier | None]]] = {
     'slack': ('Slack', _slack), 'discord': ('Discord', _discord), 'telegram': ('Telegram', _telegram), 'email': ('E-mail', _email)}
 

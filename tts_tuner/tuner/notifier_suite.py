@@ -31,7 +31,7 @@ class NotifierCase:
 __all__ = ['TEXTS', 'CHECKS', 'NotifierCase', 'check_place', 'check_arrives_once', 'check_long_text', 'check_refusal',
            'check_hanging', 'check_no_secret_shows', 'check_notifier']
 
-# %% ../../nbs/tuner/68b_notifier_suite.ipynb #649362f6
+# %% ../../nbs/tuner/68b_notifier_suite.ipynb #0c3452d3
 TEXTS = ('plain words', 'a < b & c > d "quoted" \'single\'', 'star *s* under_score `tick` [link](x) ~tilde~ #hash', 'Ünïcödé: łódź 日本語 €', 'two\nlines',
          '{"json": [1, 2.5e-3]} 100% \\backslash\\', '@everyone <!channel> &amp;')
 
@@ -44,7 +44,7 @@ def _plain(text: str) -> str:
     "Letters and digits; what services may take for a command or an entity left out"
     return ''.join(c for c in text.replace('&amp;', '').replace('<!channel>', '') if c.isalnum())
 
-
+# %% ../../nbs/tuner/68b_notifier_suite.ipynb #4f3da119
 def check_place(case: NotifierCase) -> None:
     "It has a name that stays the same"
     place = case.make().place
@@ -93,7 +93,7 @@ def check_hanging(case: NotifierCase) -> None:
     assert not thread.is_alive(), f'send still hangs after {time.monotonic() - began:.0f} seconds'
     assert seen and seen[0].again, 'a receiver that hung needs NotSent, and another attempt may help'
 
-
+# %% ../../nbs/tuner/68b_notifier_suite.ipynb #20747c26
 class _Everything(logging.Handler):
     "Keeps the text of every record"
 

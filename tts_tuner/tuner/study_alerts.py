@@ -41,7 +41,7 @@ def study_masker(
     asked = security.anonymize_logs
     return Masker(secrets, security.personal_names if asked else (), mails=asked, homes=asked)
 
-# %% ../../nbs/tuner/68d_study_alerts.ipynb #12ece3a5
+# %% ../../nbs/tuner/68d_study_alerts.ipynb #6eda687b
 Bests = Sequence[tuple[str, Mapping[str, float]]]  # (whose, metrics of its best validation)
 
 
@@ -74,7 +74,7 @@ class StudyAlerts:
         gates = {name: v.evidence() for name, m in found if (v := release_gate(m, self.limits)).passed}
         self.manager.see(facts=Facts(self.manager.study, score, best, gates, self.room(self.folder)))
 
-
+# %% ../../nbs/tuner/68d_study_alerts.ipynb #11f9fbfb
 @contextlib.contextmanager
 def study_alerts(
     settings: RunSettings,
