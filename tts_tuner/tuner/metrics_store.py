@@ -60,6 +60,7 @@ def _open(path: Path, write: bool) -> sqlite3.Connection:
             db.execute('PRAGMA synchronous = NORMAL')
             if tables and (found := db.execute('PRAGMA quick_check(1)').fetchone()[0]) != 'ok': raise _Foreign(str(found).splitlines()[-1])
             if not tables: db.executescript(f'BEGIN; {_TABLES} PRAGMA application_id = {_OURS}; PRAGMA user_version = {VERSION}; COMMIT;')
+            db.execute('PRAGMA busy_timeout = 250')  # milliseconds; what cannot be written now waits in memory, not the study
         return db
     except BaseException:
         db.close()
