@@ -27,8 +27,8 @@ from tts_tuner.tuner.generation_loop import run_generations
 from tts_tuner.tuner.generations import (
     Generation, GenerationRules, Seen, against_parent, choose_final, closing_rate, decide, goal, next_point)
 from tts_tuner.tuner.ledger import generation_rules, read_generations, replay_generations, searched
-from tts_tuner.tuner.loop import Data
 from tts_tuner.tuner.param_scheduler import next_run
+from tts_tuner.tuner.session import Data
 from tts_tuner.tuner.tracker import Tracker
 from tts_tuner.tuner.trainer_wrapper import find_trainer
 from tts_tuner.tuner.trials import PlainView, read_status
@@ -38,7 +38,7 @@ DRIVER = '''
 import sys
 from tts_tuner.config.settings import load_settings
 from tts_tuner.tuner.generation_loop import run_generations
-from tts_tuner.tuner.loop import Data
+from tts_tuner.tuner.session import Data
 settings = load_settings(sys.argv[1])
 try: print(run_generations(settings, trainer=sys.argv[2:], prepare=lambda s, say: Data('corpus', 'abc'), poll=0.01).winner)
 except Exception as e: print(e, file=sys.stderr); sys.exit(getattr(e, 'exit_code', 1))
