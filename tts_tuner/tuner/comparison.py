@@ -119,7 +119,8 @@ def _room(folder: Path) -> Path:
 
 # %% ../../nbs/tuner/66c_comparison.ipynb #c8ad12cd
 _STYLE = ('body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;margin:1rem 0}'
-          'td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}.n{font-variant-numeric:tabular-nums}.best{font-weight:600}'
+          'td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}'
+          '.n{font-variant-numeric:tabular-nums}.best{font-weight:600}'
           '.bad{color:#a40000}audio{width:15rem;display:block}')
 
 
