@@ -113,7 +113,7 @@ for (const box of sounds) {
   };
 }
 for (const row of document.querySelectorAll('[data-t]')) {
-  const lines = document.querySelectorAll('.c.' + row.dataset.t);
+  const lines = document.querySelectorAll('.c.' + CSS.escape(row.dataset.t));
   row.onmouseenter = () => lines.forEach(line => line.classList.add('hot'));
   row.onmouseleave = () => lines.forEach(line => line.classList.remove('hot'));
 }
@@ -202,6 +202,13 @@ BODY = '''
   <td class="n">{{ t.step }}</td><td class="n">{{ t.diagonality }}</td>
 <td class="n">{{ t.success }}</td><td class="n">{{ t.distance }}</td><td class="n">{{ t.score }}</td><td class="end">{{ t.end }}</td></tr>
   {% endfor %}</table></div>
+{% if budget %}<div class="card wide"><p class="say">How the steps were shared out</p>
+<p class="small soft">{{ budget_words }}</p>
+<table><tr><th>Bracket</th><th>Steps</th><th class="n">Trials planned</th><th class="n">Steps planned</th><th class="n">Trials that came</th>
+  <th class="n">Steps spent</th><th></th><th class="n">Share</th></tr>
+{% for b in budget %}<tr><td>{{ b.bracket }}</td><td>{{ b.stretch }}</td><td class="n">{{ b.trials }}</td><td class="n">{{ b.planned }}</td>
+  <td class="n">{{ b.came }}</td><td class="n">{{ b.spent }}</td><td class="meter"><div class="scale plain"><i style="width:{{ b.share }}%"></i></div></td>
+  <td class="n">{{ b.share|round|int }} %</td></tr>{% endfor %}</table></div>{% endif %}
 {% if phases %}<div class="card"><p class="say">Where attention stood</p><div class="phases">{% for svg in phases %}{{ svg|safe }}
   {% endfor %}</div>
 <p class="small soft">{{ phases_words }}</p>

@@ -27,13 +27,15 @@ from .facts import StudyFacts, TrialFacts, read_study
 from .live import clock
 from .page import render
 from .pictures import Line, attention_svg, curves_svg, mel_picture, wav_uri
+from .tuner.account import account_of
+from .tuner.budgets import budget_plan
 from .verdicts import PHASES, phase_pictures, remarks, standing, trial_verdicts
 
 # %% auto #0
 __all__ = ['NEW_SENTENCES', 'Sample', 'read_samples', 'sample_folders', 'samples_at', 'listening', 'new_sentences',
            'attention_maps', 'learning_strip', 'failed_example', 'tiles', 'curves', 'apart', 'trial_rows',
-           'winner_settings', 'importance', 'decision_rows', 'manifest', 'story', 'fact_rows', 'headline', 'go_on',
-           'content', 'make_report']
+           'winner_settings', 'importance', 'decision_rows', 'manifest', 'budget_rows', 'story', 'fact_rows',
+           'headline', 'go_on', 'content', 'make_report']
 
 # %% ../nbs/80_report.ipynb #18c1072b
 @dataclass(frozen=True)
@@ -320,6 +322,29 @@ def manifest(study: StudyFacts) -> dict[str, Any]:
 def _plural(n: int, word: str) -> str: return f'{n} {word}{"" if n == 1 else "s"}'
 
 
+def _story_of_generations(study: StudyFacts) -> list[str]:
+    "What was done with one training in several generations"
+    ended = [d for d in study.decisions if d.kind in ('restart', 'rollback') and not any(e.source == 'process' for e in d.evidence)]
+    back = sum(d.kind == 'rollback' for d in ended)
+    if not study.trials: return ['The study has begun; the training has left no number yet.']
+    undone = f' {_plural(back, "generation")} had done worse than the one before and {"was" if back == 1 else "were"} taken back.' if back else ''
+    return [f'One training learned to speak, in {_plural(len(study.trials), "generation")}. At each of its pauses it was asked whether other settings would bring '
+            f'it on faster; where they were tried, it was stopped after a checkpoint and started again from there.{undone} '
+            'The winner was chosen by its score on sentences that it spoke by itself.']
+
+
+def budget_rows(study: StudyFacts) -> tuple[list[dict[str, Any]], str]:
+    "How the steps were shared out among brackets and stretches, planned and spent, and a sentence about it"
+    found = None if study.settings.get('mode') == 'generations' else account_of(study.folder)
+    if found is None or not found.spent: return [], ''
+    name = lambda b: 'all' if b < 0 else str(b + 1)
+    rows = [dict(bracket=name(s.bracket), stretch=f'{s.begin} to {s.end}', trials=s.trials, planned=s.planned, came=s.came, spent=s.spent,
+                 share=round(100 * s.spent / found.spent, 1)) for s in found.shares]
+    said = (f'{found.spent:,} of {found.everything:,} steps that all trials would have taken to their ends; {found.planned:,} were planned at most. '
+            f'Who goes on is decided by the rule "{found.pruner.replace("_", " ")}".')
+    return rows, said
+
+
 def story(study: StudyFacts, corpus: Mapping[str, Any]) -> list[str]:
     "What was done, in a few sentences"
     s, out = study.settings, []
@@ -333,8 +358,10 @@ def story(study: StudyFacts, corpus: Mapping[str, Any]) -> list[str]:
         out.append(f'Choices flatter what they choose. So the numbers at the top come from {_plural(study.exam.sentences, "held-out sentence")} that were '
                    'never spoken before: once, by the chosen model, when everything was decided. (The attention on some of them, with the recording '
                    'as a guide, was looked at before.)')
-    rungs = s.get('rungs') or {}
-    steps, last = rungs.get('steps') or [], max((t.step for t in study.trials), default=0)
+    if s.get('mode') == 'generations': return [*out, *_story_of_generations(study)]
+    plan = budget_plan(study.folder)
+    steps = sorted({stage.step for b in plan.brackets for stage in b.stages}) if plan else []
+    last = max((t.step for t in study.trials), default=0)
     if study.trials:
         at = f'step{"s" if len(steps) > 1 else ""} {" and ".join(map(str, steps))}'
         where = f' They were compared at {at}, early on by their attention alone,' if steps else ''
@@ -384,9 +411,10 @@ def go_on(study: StudyFacts) -> list[tuple[str, str]]:
     if not study.finished: out.append(('Go on where it stopped:', f'tts-tune run --study {study.name}'))
     if model.is_file(): out.append(('Let it say something of your own:', f'tts-tune synth --model {model} "The kettle sings." -o hello.wav'))
     more = len(study.trials) + 6
-    out += [('Try more settings; what was learned so far is used:', f'tts-tune run --study {study.name} --trials {more}'),
-            ('Use recordings of your own (metadata.csv with lines "id|text|text", sounds in wavs/):', 'tts-tune run --corpus my_voice --study my_voice'),
-            ('Look at every curve:', f'tensorboard --logdir {study.folder}'), ('Compare with other studies:', 'mlflow ui --backend-store-uri sqlite:///mlflow.db')]
+    if study.settings.get('mode') != 'generations':
+        out.append(('Try more settings; what was learned so far is used:', f'tts-tune run --study {study.name} --trials {more}'))
+    out += [('Use recordings of your own (metadata.csv with lines "id|text|text", sounds in wavs/):', 'tts-tune run --corpus my_voice --study my_voice'),
+            ('Look at every curve, and compare with other studies:', 'tts-tune ui')]
     return out
 
 # %% ../nbs/80_report.ipynb #ecb67d42
@@ -399,7 +427,7 @@ def content(study: StudyFacts) -> dict[str, Any]:
     title, lead = headline(study)
     corpus, (shares, belief) = manifest(study), importance(study)
     fresh = new_sentences(study, hp, [c.get('text', '') for c in corpus.get('clips', [])])
-    (phases, phases_words), (remarked, said) = phase_pictures(study), remarks(study)
+    (phases, phases_words), (remarked, said), (budget, budget_words) = phase_pictures(study), remarks(study), budget_rows(study)
     names = [t.name for t in study.trials]
     return dict(
         study=study.name, title=title, lead=lead, tiles=tiles(study.outcome), samples=listening(samples, hp, _corpus_folder(study)) + fresh,
@@ -409,7 +437,7 @@ def content(study: StudyFacts) -> dict[str, Any]:
         facts=fact_rows(study, corpus),
         rejected=[(r.get('id', ''), r.get('reason', '')) for r in corpus.get('rejected', [])],
         trials_words=f'{w.name} is drawn thick. Point at a row of the table to light its curves up.' if w else 'No trial has left a number yet.',
-        curves=curves(study), trials=trial_rows(study), importance=shares, importance_words=belief, winner_settings=winner_settings(study),
+        budget=budget, budget_words=budget_words, curves=curves(study), trials=trial_rows(study), importance=shares, importance_words=belief, winner_settings=winner_settings(study),
         decisions=decision_rows(study.decisions, names),
         decisions_words='In the order in which they were taken. Open a line to see the evidence it rests on.' if study.decisions else 'None was taken yet.',
         go_on=go_on(study), footer=f'Written by tts_tuner on {time.strftime("%d %B %Y, %H:%M")} from {study.folder}. This file needs nothing else.')
