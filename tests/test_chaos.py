@@ -261,6 +261,17 @@ def test_the_ladder_of_a_deaf_trainer_ends(tmp_path):
     assert ladder.killed and {n: next(t for t, m in sent if m == n) for n in (1, 2, 3)} == {1: 0, 2: 30, 3: 40}
 
 
+def test_a_process_that_nothing_ends_is_given_up_with_a_sentence(tmp_path, monkeypatch):
+    "As one that waits in the kernel for a disk: signals change nothing"
+    monkeypatch.setenv('FAKE_PACE', '0.01')
+    monkeypatch.setattr(TrainerProcess, 'signal', lambda self, number: None)
+    room = Room(tmp_path, enough=lambda trial: 'enough' if read_status(tmp_path / trial / 'g001').get('step', 0) >= 20 else '', patience=(0.05, 0.05, 0.05))
+    [job] = jobs_in(tmp_path, 't000', until=100_000)
+    ended = room.fleet.run([job], 100_000)['t000']
+    find_trainer(job.run_dir).kill()
+    assert ended.verdict == 'failed' and 'cannot be ended' in ended.reason and not room.told
+
+
 def test_logs_are_kept_over_restarts_and_set_aside_when_large(tmp_path, monkeypatch):
     monkeypatch.setenv('FAKE_CRASH', 't000@33')
     [job] = jobs_in(tmp_path, 't000')

@@ -86,8 +86,8 @@ class Heart:
         if step is not None: self.step = step
 
     def beat(self) -> None:
-        "Write one beat"
-        if self.path is None: return
+        "Write one beat, once there is a deed to speak of"
+        if self.path is None or not self.deeds: return
         self._number += 1
         text = json.dumps(asdict(Beat(*self._who, self._number, self.deeds, self.step, self.every)))
         with contextlib.suppress(OSError):  # a folder out of reach for a while; the next beat tries again
