@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class Evaluation:
     step: int
     metrics: dict[str, float]  # by the names of the metrics stream
     sentences: tuple[SpokenSentence, ...]  # of the free-running set, in its order
+    latency: float = field(default=0.0, compare=False)  # time to speak a batch of sentences, as a share of its longest; without a vocoder
 
 # %% ../../nbs/training/52_evaluate.ipynb #b982996e
 def gate_accuracy(
@@ -113,6 +115,7 @@ class Evaluator:
     ):
         self.features, self.hp, self.device, self.anchor = features, hp, torch.device(device), dict(anchor or {})
         self.seconds_per_step = hp.hop_length * hp.n_frames_per_step / hp.sample_rate
+        self._pace = [0.0, 0.0]  # seconds of work and of speech in the present validation
         self.free_ids = list(indices)[-hp.n_free_running:]
         self.loss = Tacotron2Loss(hp).to(self.device)
         self.teacher = self._batches(list(indices)[:n_teacher])
@@ -140,8 +143,10 @@ class Evaluator:
         "One validation; leaves model and generators as they were"
         with fixed_randomness(self.hp.seed), speaking(model):
             metrics = self._teacher_forced(model, step)
+            self._pace = [0.0, 0.0]
             sentences = [s for clips, batch in self.free for s in self._speak(model, clips, batch)]
-        return Evaluation(step, {**metrics, **self._free_running(sentences)}, tuple(sentences))
+        worked, spoken = self._pace
+        return Evaluation(step, {**metrics, **self._free_running(sentences)}, tuple(sentences), worked / spoken if spoken else 0.0)
 
     def _teacher_forced(self, model: Tacotron2, step: int) -> dict[str, float]:
         losses: list[tuple[float, float, float, float]] = []
@@ -169,8 +174,10 @@ class Evaluator:
         r, steps = self.hp.n_frames_per_step, self._steps(batch)
         forced = model(batch.text, batch.text_lengths, batch.mel, batch.mel_lengths).alignments.float().cpu().numpy()
         limit = min(self.hp.max_decoder_steps, int(np.ceil(1.8 * steps.max())))
+        begun = time.perf_counter()
         spoken = model.infer(batch.text, batch.text_lengths, max_steps=limit, warn=False)  # who did not stop is counted below
         free, said = spoken.alignments.float().cpu().numpy(), spoken.steps.cpu().numpy()
+        self._pace = [self._pace[0] + time.perf_counter() - begun, self._pace[1] + float(said.max()) * self.seconds_per_step]
         out = []
         for i, clip in enumerate(clips):
             n, stopped = int(batch.text_lengths[i]), bool(spoken.stopped[i])

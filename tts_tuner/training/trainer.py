@@ -48,6 +48,7 @@ STOPPING = ('SIGINT', 'SIGTERM')
 
 class Attentive(Resumable):
     "A run that hears signals, says what it alters, and looks back at itself"
+    latency = 0.0  # of the last validation: time to speak, as a share of what was spoken
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Attentive(Resumable):
         for path in write_samples(evaluation, self.folder.samples(self.step), self.hp, self.n_samples, say=self.folder.say):
             if path.suffix == '.wav': self.sinks.audio(self.step, f'spoken_{path.stem}', path)
             if path.suffix == '.png': self.sinks.figure(self.step, path.stem, path)
-        self.last_metrics = evaluation.metrics
+        self.last_metrics, self.latency = evaluation.metrics, evaluation.latency
         return evaluation.metrics
 
 # %% ../../nbs/training/55_trainer.ipynb #9848c966
@@ -134,7 +135,7 @@ class Trainer(Attentive):
                     found = self.validate()
                     key = (found['score'], found['alignment_score'])
                     if better := key > self.best: self.best = key
-                    numbers |= {**found, **system_metrics()}
+                    numbers |= {**found, **system_metrics(), 'system_latency': self.latency}
                 better = self.group.share(better)  # here the other ranks wait for the validation
             self.sinks.log(step, numbers)
         return numbers, better

@@ -8,7 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/engine.html.md"""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from ..config.settings import RunSettings
 from .space import FixedTrial, fixed_trials, recipe, trial_overrides
 
 # %% auto #0
-__all__ = ['Trial', 'merged', 'SearchPlan', 'plan_of', 'Engine', 'excess', 'Proposer']
+__all__ = ['Trial', 'merged', 'SearchPlan', 'limits_of', 'plan_of', 'Engine', 'excess', 'measured_in', 'broken_limit', 'Proposer']
 
 # %% ../../nbs/tuner/61c_engine.ipynb #bc094b1a
 @dataclass(frozen=True)
@@ -63,15 +63,21 @@ class SearchPlan:
     limits: Mapping[str, float] = field(default_factory=dict)  # largest allowed value of what a trial measures, by name
     complete: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = merged  # (params, changes) -> settings of the run
 
-# %% ../../nbs/tuner/61c_engine.ipynb #09f41487
+# %% ../../nbs/tuner/61c_engine.ipynb #2a5e481e
+def limits_of(
+    settings: RunSettings,
+) -> dict[str, float]:  # largest allowed value, by the names of `measured_in`
+    "What a trial of the study may need at most"
+    return {k.removeprefix('max_'): v for k, v in settings.optimization.constraints.model_dump().items() if v is not None}
+
+
 def plan_of(
     settings: RunSettings,
 ) -> SearchPlan:  # without earlier studies
     "What the search of a study depends on"
     optimization = settings.optimization
-    limits = {k.removeprefix('max_'): v for k, v in optimization.constraints.model_dump().items() if v is not None}
     return SearchPlan(settings.study, settings.space(), recipe(settings), tuple(fixed_trials(settings)), None, optimization.sampler, settings.n_startup_trials,
-                      settings.seed, sigma0=optimization.cma_es.sigma0, limits=limits,
+                      settings.seed, sigma0=optimization.cma_es.sigma0, limits=limits_of(settings),
                       complete=lambda params, changes: trial_overrides(settings, dict(params), dict(changes)))
 
 # %% ../../nbs/tuner/61c_engine.ipynb #0470b123
@@ -94,7 +100,7 @@ class Engine(Protocol):
         "What a trial reached at a step; said twice it counts once, and NaN is not written"
 
     def tell(self, number: int, state: str, score: float | None = None, measured: Mapping[str, float] | None = None) -> None:
-        "How a trial ended: complete with its score, pruned or fail; what it measured is held against the limits. Said twice it counts once"
+        "How a trial ended: complete with its score, pruned or fail; a failure for a broken limit counts as pruned. Said twice it counts once"
 
     def importance(self) -> dict[str, float]:
         "Share of each parameter in what came out, largest first; empty when too few trials can say"
@@ -109,6 +115,26 @@ def excess(
 ) -> dict[str, float]:  # above 0: broken
     "How far what was measured lies above its limits"
     return {k: float(measured[k]) - limits[k] for k in limits if measured and k in measured and not math.isnan(measured[k])}
+
+# %% ../../nbs/tuner/61c_engine.ipynb #f494e12e
+def measured_in(
+    rows: Iterable[Mapping[str, float]],  # metrics of a run, oldest first
+) -> dict[str, float]:  # memory_gb and latency, as far as they were measured
+    "What limits are about, from the metrics of a run"
+    out: dict[str, float] = {}
+    for row in rows:
+        memory = row.get('system_gpu_memory_mb', row.get('system_memory_peak_mb', 0.0)) / 1024
+        if memory: out['memory_gb'] = max(memory, out.get('memory_gb', 0.0))
+        if row.get('system_latency'): out['latency'] = row['system_latency']
+    return out
+
+
+def broken_limit(
+    limits: Mapping[str, float],  # largest allowed value, by name
+    measured: Mapping[str, float],  # by the same names
+) -> str:  # e.g. "memory_gb is 9.5, and 8 is allowed"; empty when nothing is broken
+    "Why a trial lies outside the limits of its study"
+    return '; '.join(f'{k} is {measured[k]:.3g}, and {limits[k]:.3g} is allowed' for k, e in excess(limits, measured).items() if e > 0)
 
 # %% ../../nbs/tuner/61c_engine.ipynb #026e617b
 class Proposer(Protocol):

@@ -105,7 +105,7 @@ def check_complete(make: Make, folder: Path) -> None:
     engine.ask(2)
     for t in engine.trials(): assert t.overrides == dict(depth=t.params['depth'], preset='x'), f'{t.name}: overrides are {t.overrides}'
 
-# %% ../../nbs/tuner/62a_engine_suite.ipynb #f230ff0c
+# %% ../../nbs/tuner/62a_engine_suite.ipynb #ff687930
 def check_twice_is_once(make: Make, folder: Path) -> None:
     "ask, report and tell may be repeated; NaN is never a score"
     engine = make(plan(), folder)
@@ -133,15 +133,17 @@ def check_twice_is_once(make: Make, folder: Path) -> None:
 def check_limits(make: Make, folder: Path) -> None:
     "What a trial measured is held against the study's limits"
     engine = make(plan(limits=dict(memory_gb=8.0)), folder)
-    engine.ask(3)
+    engine.ask(4)
     engine.tell(0, 'complete', 0.9, dict(memory_gb=9.5, other=1.0))
     engine.tell(1, 'complete', 0.8, dict(memory_gb=8.0))
     engine.tell(2, 'complete', 0.7)
+    engine.tell(3, 'fail', None, dict(memory_gb=12.0))
     trials = make(plan(limits=dict(memory_gb=8.0)), folder).trials()
-    assert [t.feasible for t in trials] == [False, True, True], f'feasible: {[t.feasible for t in trials]}'
+    assert [t.feasible for t in trials] == [False, True, True, False], f'feasible: {[t.feasible for t in trials]}'
     assert trials[0].excess == dict(memory_gb=1.5), f'excess is {trials[0].excess}'
-    assert [t.value for t in trials] == [0.9, 0.8, 0.7], 'the score of a trial does not depend on its limits'
-    assert [t.state for t in trials] == ['complete'] * 3, 'a trial above a limit is still complete'
+    assert [t.value for t in trials] == [0.9, 0.8, 0.7, None], 'the score of a trial does not depend on its limits'
+    states = [t.state for t in trials]
+    assert states == ['complete'] * 3 + ['pruned'], f'a trial above a limit is complete, or pruned when it was ended for that: {states}'
 
 # %% ../../nbs/tuner/62a_engine_suite.ipynb #2957e6fe
 def check_reopening(make: Make, folder: Path, trials: int = 12) -> None:

@@ -221,6 +221,7 @@ class OptEngine:
             if trial.state.is_finished(): return
             if trial.user_attrs.get('changes') or (state == 'complete' and (score is None or not math.isfinite(score))): state = 'fail'
             over, last = excess(self.plan.limits, measured), trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+            if any(e > 0 for e in over.values()) and state == 'fail' and not trial.user_attrs.get('changes'): state = 'pruned'  # the sampler shall learn of it
             if over: self._note_excess(trial._trial_id, over)
             as_state, as_value = lesson(self.plan, state, score, last, over)
             if (as_state, as_value) != (state, score if state == 'complete' else None):
