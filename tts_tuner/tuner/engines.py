@@ -67,11 +67,13 @@ def make_engine(
     if name not in ENGINES: raise UserError(f'core_engine.primary_engine: there is no engine "{name}"; there are {", ".join(ENGINES)}.')
     if read_only: return OptEngine(plan, store, lambda *_: {}, patience, read_only=True)  # every engine keeps its study alike
     module, cls = ENGINES[name].split(':')
-    try: kind: Any = getattr(import_module(module), cls)
+    try:
+        kind: Any = getattr(import_module(module), cls)
+        opened: Engine = kind(plan, store, patience=patience)
     except ImportError as e:
         extra = name.split('_')[0]
         raise UserError(f'core_engine.primary_engine: {name} is not installed here ({e}); install it with pip install "tts_tuner[{extra}]".') from None
-    return kind(plan, store, patience=patience)
+    return opened
 
 
 def open_engine(
