@@ -176,3 +176,18 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     code, _, err = asked(f'config show --config {DRAFTS["merged"]}')
     assert code == 2 and 'config migrate' in err and err.count('\n') == 1
     assert asked('config migrate nowhere.yaml')[0] == 2
+
+
+@pytest.mark.parametrize('name', DRAFTS)
+def test_both_drafts_run(tmp_path, name):
+    "A study of the migrated file, with small budgets given on the line and a trainer that only pretends"
+    import sys
+
+    from tts_tuner.tuner.loop import Data, run_study
+    from tts_tuner.tuner.trials import PlainView
+    converted(tmp_path, name)
+    s = load_settings(tmp_path / 'new.yaml', ['resources.distributed.world_size=1', 'resources.checkpointing.save_frequency=10', 'tracking.enabled=false'],
+                      'max_steps=200,device=cpu', preset='small', trials=3, workers=2, study='s', runs=str(tmp_path / 'runs'))
+    fake = (sys.executable, str(Path(__file__).with_name('fake_trainer.py')))
+    result = run_study(s, PlainView(), trainer=fake, prepare=lambda s, say: Data('corpus', 'abc'), poll=0.02)
+    assert result.winner and result.best_model.is_file() and load_settings(s.folder / 'config.yaml') == s

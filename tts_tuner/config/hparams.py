@@ -251,6 +251,7 @@ def format_overrides(
 # %% ../../nbs/config/02_hparams.ipynb #a6e8e34d
 PRESETS: dict[str, dict[str, Any]] = {
     'default': {},
+    'gentle': dict(learning_rate=5e-6, grad_clip_thresh=0.3, guided_attention_weight=20.0, attention_dropout=0.001),
     'paper': dict(attention_dropout=0.1, encoder_dropout=0.5, batch_size=64, lr_schedule='constant', adam_eps=1e-6, max_steps=130_000, n_validation=100),
     'small': dict(
         frontend='phonemes', mel_norm='standard', trim_db=40.0, symbols_embedding_dim=128, encoder_embedding_dim=128, encoder_n_convolutions=2,
@@ -264,7 +265,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def create_hparams(
-    preset: str = 'default',  # "default", "paper" or "small"
+    preset: str = 'default',  # "default", "gentle", "paper" or "small"
     overrides: str | Mapping[str, Any] = '',  # "key=value,key=value" or a mapping; wins over the preset
 ) -> HParams:  # checked settings
     "Make `HParams` from a preset and overrides; UserError for an unknown preset, field or value"

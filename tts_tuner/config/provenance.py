@@ -12,12 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from .earlier import REMARKS
 from .hparams import create_hparams, differences
 from .run_settings import RunSettings, block_hparams
 from .settings import Traced, plain_values
 
 # %% auto #0
-__all__ = ['origin_of', 'preset_lines', 'yaml_value', 'yaml_line', 'settings_with_origins']
+__all__ = ['origin_of', 'remarks', 'preset_lines', 'yaml_value', 'yaml_line', 'settings_with_origins']
 
 # %% ../../nbs/config/05a_provenance.ipynb #debf967c
 def origin_of(
@@ -32,6 +33,13 @@ def origin_of(
     if path == 'optimization.rungs.steps': return f'4 % and a third of max_steps={settings.base_hparams().max_steps}'
     if path == 'optimization.tpe.n_startup_trials': return f'preset {settings.preset}: {settings.n_startup_trials}'
     return 'default'
+
+
+def remarks(
+    traced: Traced,
+) -> list[str]:  # sentences
+    "What is worth knowing about settings that were given: keys that a library lost, a service that closed"
+    return [f'{path}: {words}.' for path, words in REMARKS.items() if origin_of(path, traced) != 'default']
 
 
 def preset_lines(
@@ -97,7 +105,10 @@ def _block(model: BaseModel, values: Mapping[str, Any], path: str, traced: Trace
             about = (type(value).__doc__ or '').rstrip('.')
             yield yaml_line(f'{indent}{name}:', about[:1].lower() + about[1:]) if meanings else f'{indent}{name}:'
             yield from _block(value, values[name], here, traced, meanings)
-        else: yield yaml_line(f'{indent}{name}: {yaml_value(values[name])}', origin_of(here, traced), (field.description or '') if meanings else '')
+        else:
+            origin = origin_of(here, traced)
+            more = (field.description or '') if meanings else '' if origin == 'default' else REMARKS.get(here, '')
+            yield yaml_line(f'{indent}{name}: {yaml_value(values[name])}', origin, more)
 
 
 def settings_with_origins(
