@@ -7,9 +7,10 @@ Docs: https://tts-tuner.github.io/tts_tuner/facts.html.md"""
 # %% ../nbs/79_facts.ipynb #fbbc7d62
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class TrialFacts:
     state: str = 'unknown'  # as status.json has it: running, paused, finished, stopped, failed
     began: float = 0.0  # time of the first number, seconds since 1970
     ended: float = 0.0  # time of the last
+    begun: int = 0  # step at which a generation went on from its parent; what lies before is the parent's
 
     @property
     def step(self) -> int:
@@ -58,9 +60,10 @@ class TrialFacts:
         return values[-1] if values else None
 
     def best_step(self) -> int | None:
-        "Step with the best score; without any score that with the best diagonality"
+        "Own step with the best score; without any score that with the best diagonality"
         for name in ('score', 'alignment_score'):
-            steps, values = self.curve(name)
+            own = [(s, v) for s, v in zip(*self.curve(name)) if s > self.begun]
+            steps, values = [s for s, _ in own], [v for _, v in own]
             if values and (name != 'score' or max(values) > 0): return steps[int(np.argmax(values))]
         return None
 
@@ -98,7 +101,15 @@ def read_trial(
     "The runs of a trial"
     generations = sorted(g for g in folder.glob('g*') if g.is_dir()) or [folder]
     if len(generations) == 1: return [read_run(generations[0], folder.name)]
-    return [read_run(g, f'{folder.name}/{g.name}') for g in generations]
+    found: dict[str, TrialFacts] = {}
+    for g in generations:
+        run, note = read_run(g, f'{folder.name}/{g.name}'), g / 'generation.json'
+        known = json.loads(note.read_text()) if note.is_file() else {}
+        if parent := found.get(known.get('parent', '')):
+            inherited = {s: m for s, m in parent.rows.items() if s <= known['begun']}
+            run = replace(run, rows={**inherited, **run.rows}, begun=known['begun'])
+        found[g.name] = run
+    return list(found.values())
 
 # %% ../nbs/79_facts.ipynb #d3a55d62
 @dataclass(frozen=True)
@@ -222,8 +233,6 @@ def toy_study(
     finished: bool = True,  # with a final decision, or cut off before it
 ) -> Path:  # `folder`
     "A made-up study with three trials, for trying pages"
-    import json
-
     folder, rng = Path(folder), np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.yaml').write_text('study: toy\npreset: small\ntrials: 3\nseed: 42\ncorpus: null\ndata: data\n')
