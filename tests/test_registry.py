@@ -333,6 +333,20 @@ def test_studies_that_end_together(store):
     assert past_holders('voice@champion', r.entries())[-1] == str(champion.number)
 
 
+def test_a_store_of_an_older_version(store):
+    "It had one score, without a ruler, and no log"
+    from tts_tuner.training.sinks import mlflow_client
+    client = mlflow_client(store)
+    client.create_registered_model('voice')
+    for score in ('0.5', '0.6', 'oops'): client.create_model_version('voice', 'file:///nowhere', tags=dict(score=score, digest='a'))
+    client.set_registered_model_alias('voice', 'champion', '1')
+    r = opened(store)
+    assert r.versions()[1].measurements == (Measurement(0.6, 'a'),) and not r.versions()[2].speaks
+    r.measure(2, Measurement(0.7, 'a', 'exam'))
+    assert {m.ruler: m.score for m in r.version(2).measurements} == dict(validation=0.6, exam=0.7) and r.aliases() == dict(champion='2')
+    assert [e.what for e in r.entries()] == ['log begun', 'alias found', 'version measured', 'alias moved']
+
+
 def test_what_others_do_is_noted(store):
     r = opened(store)
     for key, score in (('a', 0.5), ('b', 0.5), ('c', 0.5)): add(r, score, key)

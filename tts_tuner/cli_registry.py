@@ -180,10 +180,11 @@ def compare(
     if one.number == other.number: raise UserError(f'{one.name} is {against}; name another one with --with.')
     best = one.best_known
     place = corpus or _corpus_of(Path(settings.runs), one.study, best.digest if best else '')
-    names = [v.name + ''.join(f' ({a})' for a, n in registry.aliases().items() if a != 'candidate' and n == str(v.number)) for v in (one, other)]
+    names = [one.name, other.name]
     folder = out or Path('comparisons') / f'{one.number}-with-{other.number}'
     made = spoken_by({n: registry.fetch(v.number) for n, v in zip(names, (one, other))}, place, folder, data / 'cache', sentences)
-    _show(f'{len(made.sentences)} held-out sentences of {place}', ['', *names, 'better'], [[w, *(f'{v:.3f}' for v in vs), b] for w, vs, b in made.rows()])
+    title = f'{one.name} with {against}: {len(made.sentences)} held-out sentences of {place}'
+    _show(title, ['', *names, 'better'], [[w, *(f'{v:.3f}' for v in vs), b] for w, vs, b in made.rows()])
     print(f'{folder / "index.html"} plays them side by side.')
     for name, v in reversed(list(zip(names, (one, other))) if record else []):
         for d in registry.measure(v.number, Measurement(made.metrics[name].get('score', 0.0), made.digest, made.ruler)):

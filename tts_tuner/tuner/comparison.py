@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def compare(
     return made
 
 
-def _file(name: str) -> str: return name.replace(' ', '-')
+def _file(name: str) -> str: return re.sub(r'[^\w.-]+', '-', name).strip('-')
 
 
 def _room(folder: Path) -> Path:

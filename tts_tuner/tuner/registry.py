@@ -262,7 +262,8 @@ class ModelRegistry:
             old = next((f'{m.score:.6g}' for m in before.measurements if (m.digest, m.ruler) == (measured.digest, measured.ruler)), '')
             said = f'{measured.ruler} on {measured.digest[:12] or "an unknown corpus"}'
             self._note('version measured', f'{self.name} {before.name}', old, f'{measured.score:.6g}', said)
-            for key, text in _score_tags(measured).items(): self.client.set_model_version_tag(self.name, number, key, text)
+            tags = {k: v for m in (*before.measurements, measured) for k, v in _score_tags(m).items()}  # the newest last; older stores had one score only
+            for key, text in tags.items(): self.client.set_model_version_tag(self.name, number, key, text)
             decisions = self._judge_again(self.version(number), held)
             self._anchor()
             return decisions
