@@ -286,7 +286,7 @@ class Deployment(Strict):
     staging_threshold: float = Field(default=0.95, gt=0, description='at least, to be staged')
     production_threshold: float = Field(default=0.97, gt=0, description='at least, to go into production')
     rollback_trigger: float = Field(default=0.9, gt=0, description='less than this goes back')
-    auto_deploy_best: bool = Field(default=False, description='the winner takes the alias champion when it is no worse than its holder')
+    auto_deploy_best: bool = Field(default=False, description='the winner takes the alias production when it passes production_threshold')
 
     @model_validator(mode='after')
     def _ordered(self) -> Deployment:
