@@ -202,6 +202,16 @@ def test_orphans_are_adopted_or_ended(tmp_path, monkeypatch, policy, begun):
     assert len(starts(tmp_path, 't000')) == begun and steps(tmp_path, 't000') == list(range(1, 61)) and not orphan.alive()
 
 
+def test_one_that_works_for_nobody_any_more_is_ended(tmp_path, monkeypatch):
+    "Left by a killed tuner at work on what the next one does not want to know; somebody's own run beside it goes on"
+    monkeypatch.setenv('FAKE_PACE', '0.01')
+    stray, own = (TrainerProcess(replace(jobs_in(tmp_path, 't009', until=100_000)[0], run_dir=tmp_path / place), FAKE) for place in ('t009/g001', 'mine/try1'))
+    wait_for(lambda: all(read_status(p.job.run_dir).get('state') == 'running' for p in (stray, own)))
+    assert set(Room(tmp_path).fleet.run(jobs_in(tmp_path, 't000'), 60)) == {'t000'}
+    assert not stray.alive() and read_status(stray.job.run_dir)['state'] == 'stopped' and own.alive()
+    assert stop_trainers([own], (5, 5, 5)) == []
+
+
 def test_a_stranger_with_the_number_of_a_dead_trainer_is_left_alone(tmp_path):
     import psutil
     stranger = subprocess.Popen(['sleep', '60'], start_new_session=True)

@@ -8,6 +8,7 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/fleet.html.md"""
 from __future__ import annotations
 
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -50,14 +51,14 @@ class Fleet:
         shift = Shift(self, target)
         shift.take(jobs)
         try:
-            while shift.working or shift.waiting:
+            while shift.working or shift.waiting or shift.strays:
                 shift.start()
                 self.tick(shift.working)
                 shift.watch()
                 if self.stop(): raise StudyStopped('The study was stopped; every trial is saved, and the same command goes on from here.')
                 time.sleep(self.poll)
                 shift.look()
-        finally: self._end(shift.working)
+        finally: self._end([*shift.working.values(), *(s.process for s in shift.strays)])
         self.tick(shift.working)
         return shift.endings
 
@@ -68,9 +69,9 @@ class Fleet:
         self.tries[job.trial] = count, saved
         return pause_before(count, self.waits)
 
-    def _end(self, working: dict[str, TrainerProcess]) -> None:
+    def _end(self, working: Sequence[TrainerProcess]) -> None:
         "No trainer outlives a tuner that still can stop it"
-        left = [p for p in working.values() if p.alive()]
+        left = [p for p in working if p.alive()]
         try: stop_trainers(left, self.patience)
         except KeyboardInterrupt:  # somebody is in a hurry
             for p in left: p.signal(signal.SIGKILL)
@@ -86,11 +87,15 @@ class Shift:
         self.waiting: list[tuple[float, TrainerJob]] = []  # not to be started before that time
         self.leases: dict[str, Lease] = {}
         self.stopping: dict[str, tuple[Literal['over', 'hangs', 'orphan'], str, Stopping]] = {}  # why, in a word and in words
+        self.strays: list[Stopping] = []  # at work in this study, but not for any of the jobs
         self._glanced = -math.inf
 
     def take(self, jobs: Sequence[TrainerJob]) -> None:
-        "Sort jobs: at work already, done already, to be done"
+        "Sort jobs: at work already, done already, to be done; and end whoever is at work in this study for none of them"
         at_work = {folder: found[0] for root in {j.run_dir.parents[1] for j in jobs} for folder, found in find_processes(root).items()}
+        for folder in [f for f in at_work if re.fullmatch(r't\d+/g\d+', '/'.join(f.parts[-2:])) and f not in {j.run_dir.resolve() for j in jobs}]:
+            stray = TrainerProcess(TrainerJob(folder.parent.name, folder, '', ''), self.fleet.trainer, adopt=at_work[folder])
+            self.strays.append(Stopping(stray, self.fleet.patience, self.fleet.clock))
         for job in jobs:
             found = at_work.get(job.run_dir.resolve())
             ended = ending_of(job.run_dir, self.target, None)
@@ -128,6 +133,7 @@ class Shift:
 
     def look(self) -> None:
         "What became of those at work?"
+        self.strays = [s for s in self.strays if not s.step()]
         for trial, (_, _, ladder) in [*self.stopping.items()]:
             if ladder.step() and ladder.process.alive():
                 said = f'process {ladder.process.pid} cannot be ended; it waits in the kernel for a disk or a device'
