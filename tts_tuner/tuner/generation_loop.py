@@ -29,7 +29,7 @@ from .trials import MetricsReader, PlainView, StudyView, TrialRow, last_numbers,
 # %% auto #0
 __all__ = ['GenerationStudy', 'generation_row', 'run_generations']
 
-# %% ../../nbs/tuner/66d_generation_loop.ipynb #16bb80f5
+# %% ../../nbs/tuner/66d_generation_loop.ipynb #f7e50e67
 class GenerationStudy(Session):
     "A study of generations at work: ledger, engine, and the trainer of the newest generation"
 
@@ -69,8 +69,7 @@ class GenerationStudy(Session):
                 g = self.newest
                 ended = self._end_of(g) or self._train(g)
                 self._conclude(g, ended)
-                if ended.kind == 'stop' or self.ledger.controller.over: break
-                self._next(g, ended)
+                if ended.kind == 'stop' or self.ledger.controller.over or not self._next(g, ended): break
         except OutOfTime: self._read(self.newest.name)
         final = choose_final(TRIAL, [(n, s, m) for n, v in self.ledger.validations.items() for s, m in v])
         if final: self.book.record([final])
@@ -142,16 +141,18 @@ class GenerationStudy(Session):
             elif d.kind != 'continue': return self._settle(d)
             elif self.ledger.is_point(g.name, step): self.book.record([d])
 
-    def _next(self, g: Generation, ended: Decision) -> None:
+    def _next(self, g: Generation, ended: Decision) -> bool:  # False when nothing is left to train
         "Begin the generation that follows"
         name = f'g{int(g.name[1:]) + 1:03}'
         if ended.kind == 'rollback':
             parent = self.ledger.generations[g.parent]
-            following = Generation(name, parent.name, g.begun, parent.overrides, 'return')
-            return self._begin(following, self.run_dir(f'{TRIAL}/{g.name}') / 'start.pt')
+            self._begin(Generation(name, parent.name, g.begun, parent.overrides, 'return'), self.run_dir(f'{TRIAL}/{g.name}') / 'start.pt')
+            return True
         holder, step, source = self._start(g, ended)
-        if settles(ended): return self._begin(Generation(name, holder, step, self.ledger.generations[g.parent].overrides, 'return'), source)
-        self._begin(self._proposal(name, holder, step), source)
+        if step >= self.max_steps: return False  # the trainer had reached the end before it could be asked
+        back = Generation(name, holder, step, self.ledger.generations[g.parent].overrides, 'return') if settles(ended) else None
+        self._begin(back or self._proposal(name, holder, step), source)
+        return True
 
     def _start(self, g: Generation, ended: Decision) -> tuple[str, int, Path]:
         "Whose checkpoint the next generation starts from, its step and its file"
