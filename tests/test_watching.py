@@ -453,12 +453,12 @@ def test_a_watcher_that_was_killed_goes_on_where_the_store_ends(tmp_path):
 def test_a_full_disk_costs_time_only(tmp_path):
     said = []
     store = MetricsStore(study(tmp_path) / 'metrics.db', say=said.append)
-    (pages,) = store._db.execute('PRAGMA page_count').fetchone()
-    store._db.execute(f'PRAGMA max_page_count = {pages}')
+    (pages,) = store._tables.db.execute('PRAGMA page_count').fetchone()
+    store._tables.db.execute(f'PRAGMA max_page_count = {pages}')
     for first in range(21, 4000, 100):
         store.append('t000/g001', [dict(step=s, time=1.0, other=1.0, loss=2.0) for s in range(first, first + 100)])
     assert len(said) == 1 and 'cannot be written for now (database or disk is full)' in said[0] and len(rows_of(store.path)) < 1000
-    store._db.execute('PRAGMA max_page_count = 100000')
+    store._tables.db.execute('PRAGMA max_page_count = 100000')
     store.append('t000/g001', [dict(step=5000, time=1.0, loss=2.0)])
     assert len(said) == 2 and len(rows_of(store.path)) == 20 + 4000 + 1 and len(rows_of(store.path, name='other')) == 4000
     store.close()
@@ -529,7 +529,7 @@ def test_a_file_damaged_or_deleted_while_it_is_written_is_built_again(tmp_path):
     store.close()
     history.close()
     store = MetricsStore(path, say=said.append)
-    store._db.execute('PRAGMA cache_size = 0')
+    store._tables.db.execute('PRAGMA cache_size = 0')
     whole = path.read_bytes()
     with open(path, 'r+b') as f:
         f.seek(8192)

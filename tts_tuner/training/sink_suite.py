@@ -74,7 +74,7 @@ def sounds_and_pictures_are_taken(open_sink: OpenSink, read: ReadBack, folder: P
     assert sound.is_file() and picture.is_file(), 'a sink may read sounds and pictures, not take them'
     _agree(read(folder), 'train_loss', [(10, 1.0), (20, 0.5)])
 
-
+# %% ../../nbs/training/51b_sink_suite.ipynb #e676571a
 def ends_may_repeat(open_sink: OpenSink, read: ReadBack, folder: Path) -> None:
     "`flush` with nothing to write, `close` twice, a run that ends without a number"
     for k, state in enumerate(('finished', 'paused', 'stopped', 'failed')):
@@ -97,7 +97,7 @@ def a_run_goes_on(open_sink: OpenSink, read: ReadBack, folder: Path) -> None:
         time.sleep(1.1 - time.time() % 1 if steps == (10, 20) else 0)  # files named by the second
     _agree(read(folder), 'train_loss', [(s, 1 / s) for s in (10, 20, 30, 40)])
 
-
+# %% ../../nbs/training/51b_sink_suite.ipynb #46849a43
 def nobody_waits(open_sink: OpenSink, read: ReadBack, folder: Path) -> None:
     "`log` of twelve numbers takes less than two milliseconds of the trainer's time, as a rule"
     sink = open_sink(folder)

@@ -75,7 +75,74 @@ def _set_aside(path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError): os.replace(f'{path}{end}', f'{aside}{end}')
     return aside
 
-# %% ../../nbs/tuner/62d_metrics_store.ipynb #2bf7c5c0
+# %% ../../nbs/tuner/62d_metrics_store.ipynb #cc074e02
+class _Tables:
+    "The tables of one file, in the hands of its writer"
+
+    def __init__(self, path: Path) -> None:
+        self.db = _open(path, write=True)
+        self.learn()
+
+    def learn(self) -> None:
+        "Read names and marks"
+        self.runs: dict[str, int] = {run: i for i, run in self.db.execute('SELECT id, run FROM runs')}
+        self.names: dict[str, int] = {name: i for i, name in self.db.execute('SELECT id, name FROM names')}
+        self.series: set[tuple[int, int]] = set(self.db.execute('SELECT run, name FROM series'))
+        self.marks: dict[str, str] = dict(self.db.execute('SELECT run, mark FROM runs'))
+        self.stale = False  # numbers and marks are those of the file
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        "All or nothing"
+        if self.stale: self.learn()
+        self.stale = True
+        self.db.execute('BEGIN IMMEDIATE')
+        try:
+            yield self.db
+            self.db.execute('COMMIT')
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error): self.db.execute('ROLLBACK')
+            raise
+        self.stale = False
+
+    def write(self, told: Iterable[tuple[str, Sequence[News], str]]) -> None:
+        with self.transaction() as db:
+            for run, news, mark in told:
+                number = self._number(self.runs, 'runs', 'run', run)
+                for void_from, points in news:
+                    if void_from is not None: db.execute(_FORGET, (number, void_from))
+                    self._put(number, points)
+                if mark != self.marks.get(run, ''): db.execute('UPDATE runs SET mark = ? WHERE id = ?', (mark, number))
+                self.marks[run] = mark
+
+    def _put(self, run: int, points: Sequence[Point]) -> None:
+        for name in {p[0] for p in points}:
+            series = (run, self._number(self.names, 'names', 'name', name))
+            if series in self.series: continue
+            self.db.execute('INSERT INTO series VALUES (?, ?)', series)
+            self.series.add(series)
+        names = self.names
+        self.db.executemany(_PUT, [(run, names[name], step, value, time) for name, step, value, time in points])
+
+    def _number(self, known: dict[str, int], table: str, column: str, word: str) -> int:
+        if word not in known: known[word] = int(self.db.execute(f'INSERT INTO {table} ({column}) VALUES (?)', (word,)).lastrowid or 0)
+        return known[word]
+
+    def clear(self) -> None:
+        "Forget everything"
+        with self.transaction() as db:
+            for table in ('points', 'series', 'names', 'runs'): db.execute(f'DELETE FROM {table}')
+        self.learn()
+
+    def count(self) -> int:
+        "Points there are"
+        return int(self.db.execute('SELECT count(*) FROM points').fetchone()[0])
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error): self.db.execute('PRAGMA wal_checkpoint(TRUNCATE)')  # one file instead of three
+        with contextlib.suppress(sqlite3.Error): self.db.close()
+
+# %% ../../nbs/tuner/62d_metrics_store.ipynb #9e38eb92
 MOST = 200_000  # points kept in memory while they cannot be written
 
 
@@ -90,17 +157,11 @@ class MetricsStore:
         self.path, self.say = Path(path), say
         self.trouble = ''  # why points wait in memory
         self._waiting: list[tuple[str, Sequence[News], str]] = []
-        self._missing = False  # points were let go because too many waited
-        self._db: Any = None
+        self._missing = False  # do the run folders hold what the file does not?
+        self._tables: Any = None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.exists()
-        try: self._db = _open(self.path, write=True)
+        try: self._mended(self._begin)
         except sqlite3.OperationalError as e: raise TTSTunerError(f'{self.path} cannot be opened ({e}); free some space, or see who else uses it.') from e
-        except sqlite3.DatabaseError as e:
-            self._replace(e)
-            return
-        self._learn()
-        if fresh: self._build()
 
     def take(
         self,
@@ -108,18 +169,12 @@ class MetricsStore:
     ) -> None:
         "Keep what a watcher was told; what cannot be written now waits for the next call"
         self._waiting += told
-        try:
-            if not self.path.exists(): self._again()
-            if self._missing: self._build()
-            self._write(self._waiting)
+        try: self._mended(self._write)
         except sqlite3.OperationalError as e:
             self._postpone(e)
             return
-        except sqlite3.DatabaseError as e:
-            self._replace(e)
         if self.trouble: self.say(f'{self.path} is written again.')
-        self.trouble = ''
-        self._waiting = []
+        self.trouble, self._waiting = '', []
 
     def append(
         self,
@@ -132,66 +187,17 @@ class MetricsStore:
 
     def mark(self, run: str) -> str:
         "The mark up to which the run is kept; empty when nothing is"
-        return self._marks.get(run, '')
+        return self._tables.marks.get(run, '')
 
     def rebuild(self) -> int:  # points in the store afterwards
         "Make the tables from the run folders beside the file"
-        with self._transaction() as db:
-            for table in ('points', 'series', 'names', 'runs'): db.execute(f'DELETE FROM {table}')
-        self._learn()
+        self._tables.clear()
         self._build()
-        return int(self._db.execute('SELECT count(*) FROM points').fetchone()[0])
+        return self._tables.count()
 
     def close(self) -> None:
         "Let go of the file"
-        if self._db is None: return
-        with contextlib.suppress(sqlite3.Error): self._db.execute('PRAGMA wal_checkpoint(TRUNCATE)')  # one file instead of three
-        with contextlib.suppress(sqlite3.Error): self._db.close()
-
-    def _learn(self) -> None:
-        "Read names and marks"
-        self._runs: dict[str, int] = {run: i for i, run in self._db.execute('SELECT id, run FROM runs')}
-        self._names: dict[str, int] = {name: i for i, name in self._db.execute('SELECT id, name FROM names')}
-        self._series: set[tuple[int, int]] = set(self._db.execute('SELECT run, name FROM series'))
-        self._marks: dict[str, str] = dict(self._db.execute('SELECT run, mark FROM runs'))
-        self._stale = False  # numbers and marks are those of the file
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        "All or nothing"
-        if self._stale: self._learn()
-        self._stale = True
-        self._db.execute('BEGIN IMMEDIATE')
-        try:
-            yield self._db
-            self._db.execute('COMMIT')
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error): self._db.execute('ROLLBACK')
-            raise
-        self._stale = False
-
-    def _write(self, told: Sequence[tuple[str, Sequence[News], str]]) -> None:
-        with self._transaction() as db:
-            for run, news, mark in told:
-                number = self._number(self._runs, 'runs', 'run', run)
-                for void_from, points in news:
-                    if void_from is not None: db.execute(_FORGET, (number, void_from))
-                    self._put(db, number, points)
-                if mark != self._marks.get(run, ''): db.execute('UPDATE runs SET mark = ? WHERE id = ?', (mark, number))
-                self._marks[run] = mark
-
-    def _put(self, db: sqlite3.Connection, run: int, points: Sequence[Point]) -> None:
-        for name in {p[0] for p in points}:
-            series = (run, self._number(self._names, 'names', 'name', name))
-            if series in self._series: continue
-            db.execute('INSERT INTO series VALUES (?, ?)', series)
-            self._series.add(series)
-        names = self._names
-        db.executemany(_PUT, [(run, names[name], step, value, time) for name, step, value, time in points])
-
-    def _number(self, known: dict[str, int], table: str, column: str, word: str) -> int:
-        if word not in known: known[word] = int(self._db.execute(f'INSERT INTO {table} ({column}) VALUES (?)', (word,)).lastrowid or 0)
-        return known[word]
+        self._tables.close()
 
     def _postpone(self, why: sqlite3.Error) -> None:
         "Keep what waits, if it is not too much"
@@ -199,19 +205,29 @@ class MetricsStore:
         self.trouble = str(why)
         if sum(len(n.points) for _, news, _ in self._waiting for n in news) > MOST: self._waiting, self._missing = [], True
 
-    def _replace(self, why: sqlite3.Error) -> None:
-        "Set a damaged file aside and make another"
-        self.close()
-        aside = _set_aside(self.path)
-        self.say(f'{self.path} is damaged ({why}); it is kept as {aside.name} and built again from the run folders.')
-        self._again()
+    def _mended(self, work: Callable[[], None]) -> None:
+        "Do it; when the file is damaged, set that aside, begin another and do it then"
+        try: work()
+        except sqlite3.OperationalError: raise
+        except sqlite3.DatabaseError as e:
+            if self._tables: self._tables.close()
+            aside = _set_aside(self.path)
+            self.say(f'{self.path} is damaged ({e}); it is kept as {aside.name} and built again from the run folders.')
+            self._begin()
+            self._write()
 
-    def _again(self) -> None:
-        "Make the file anew, after somebody deleted it too"
-        self.close()
-        self._db = _open(self.path, write=True)
-        self._learn()
-        self._build()
+    def _begin(self) -> None:
+        "Open the file, or make it of what the run folders have"
+        self._missing = self._missing or not self.path.exists()
+        self._tables = _Tables(self.path)
+        if self._missing: self._build()
+
+    def _write(self) -> None:
+        if not self.path.exists():  # somebody deleted it
+            self._tables.close()
+            self._begin()
+        if self._missing: self._build()
+        self._tables.write(self._waiting)
 
     def _build(self) -> None:
         "Read everything the run folders have"
@@ -220,7 +236,7 @@ class MetricsStore:
             except OSError as e:
                 self.say(f'{source.run} cannot be read: {e}.')
                 continue
-            if news: self._write([(source.run, [News(0, []), *news], source.mark())])
+            if news: self._tables.write([(source.run, [News(0, []), *news], source.mark())])
         self._missing = False
 
 # %% ../../nbs/tuner/62d_metrics_store.ipynb #032042a9

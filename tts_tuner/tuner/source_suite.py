@@ -55,7 +55,7 @@ def settle(
 def _told(news: Iterable[News]) -> list[tuple[str, int, float]]:
     return [(name, step, round(value, 5)) for n in news for name, step, value, _ in n.points]
 
-
+# %% ../../nbs/tuner/62e_source_suite.ipynb #abe20c8e
 def nothing_yet_is_no_news(open_writer: OpenWriter, open_source: OpenSource, folder: Path) -> None:
     "Before anything was written"
     source = open_source(folder)
@@ -100,7 +100,7 @@ def another_goes_on_at_the_mark(open_writer: OpenWriter, open_source: OpenSource
     writer.close()
     assert [x[1] for x in told] == list(range(1, 9)), f'steps 1 to 8 were logged and {[x[1] for x in told]} were told'
 
-
+# %% ../../nbs/tuner/62e_source_suite.ipynb #cb407be1
 def odd_numbers_are_told(open_writer: OpenWriter, open_source: OpenSource, folder: Path) -> None:
     "Not-a-number, infinity, zero"
     odd = {'nan': math.nan, 'inf': math.inf, 'minus': -math.inf, 'zero': 0.0}
