@@ -95,6 +95,10 @@ def test_numbers_without_a_dot_are_numbers(tmp_path):
     ('core_engine: 3\ntrials: 4', ['core_engine', 'keys of its own']),
     ('webhok_url: x', ['webhok_url', 'monitoring.alerts']),
     ('early_stopping: {attention: {monotonic_penalty: 0.3}}', ['monotonic_penalty', 'always 0.1']),
+    ('workers: 2.5', ['workers: at least one', 'whole number, or auto']),
+    ('rungs: 3', ['rungs', 'keys of its own', 'cohort']),
+    ('search_space: {learning_rate: 3}', ['search_space.learning_rate', 'keys of its own', 'type']),
+    ('tracking: false', ['tracking', 'keys of its own', 'enabled']),
     ('- a list', ['key: value']),
     ('a: [1', ['not YAML', 'line']),
     ('trials: 3\ntrials: 4', ['not YAML', 'trials']),
@@ -341,3 +345,7 @@ def test_settings_of_another_model(tmp_path):
 def test_what_is_always_done_cannot_be_switched_off(path):
     assert load_settings(None, [f'{path}=true']) == RunSettings()
     with pytest.raises(UserError, match='it is always done'): load_settings(None, [f'{path}=false'])
+
+
+def test_a_block_without_a_key_is_no_block(tmp_path):
+    assert load_settings(write(tmp_path, 'core_engine:\nmonitoring:\n  alerts:\nrungs:\nhparams: {max_steps: 90}')) == load_settings(hparams='max_steps=90')

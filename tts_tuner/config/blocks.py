@@ -106,11 +106,13 @@ class CoreEngine(Strict):
         parse_duration(value)
         return str(value)
 
-    @field_validator('workers')
+    @field_validator('workers', mode='before')
     @classmethod
-    def _some(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1: raise ValueError('at least one trial must run at a time')
-        return value
+    def _some(cls, value: Any) -> int | str:
+        word = str(value).strip()
+        if word == 'auto': return word
+        if not word.isdigit() or int(word) < 1: raise ValueError('at least one trial must run at a time: a whole number, or auto')
+        return int(word)
 
     @field_validator('trainer')
     @classmethod

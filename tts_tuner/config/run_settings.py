@@ -55,7 +55,9 @@ def put(
 ) -> None:
     "Set one value in nested dictionaries"
     *parents, last = path.split('.')
-    for part in parents: tree = tree.setdefault(part, {})
+    for part in parents:
+        if tree.get(part) is None: tree[part] = {}
+        tree = tree[part]
     tree[last] = value
 
 
@@ -129,7 +131,7 @@ class RunSettings(Strict):
     @classmethod
     def _in_blocks(cls, values: Any) -> Any:
         if not isinstance(values, Mapping): return values
-        out = expand(values, cls.SHORT)
+        out = _without_empty(expand(values, cls.SHORT), cls)
         if isinstance(space := out.get('search_space'), str): out['search_space'] = named_space(space)
         if isinstance(space := out.get('search_space'), Mapping): out['search_space'] = _own_names(space)
         if isinstance(core := out.get('core_engine'), Mapping) and isinstance(fixed := core.get('hparams'), Mapping):
@@ -215,6 +217,13 @@ RunSettings.SHORT = {
     'monitoring.platforms.mlflow.experiment': 'monitoring.platforms.mlflow.experiment_name'}
 
 # %% ../../nbs/config/04d_run_settings.ipynb #70eaff55
+def _without_empty(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    "Values less the blocks that stand there without a key"
+    inner = {k: f.annotation for k, f in model.model_fields.items() if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)}
+    kept = {k: v for k, v in tree.items() if not (k in inner and v is None)}
+    return {k: _without_empty(dict(v), inner[k]) if k in inner and isinstance(v, Mapping) else v for k, v in kept.items()}
+
+
 def named_space(
     name: str,  # small, full or wide
 ) -> dict[str, dict[str, Any]]:
@@ -345,6 +354,9 @@ def _sentence(error: ValidationError, where: str, written: Iterable[str]) -> str
     path = first['loc']
     name = _as_written('.'.join(str(p) for p in path), written)
     if first['type'] == 'extra_forbidden': text = f'there is no setting "{path[-1]}" here.{_unknown(path)}'
+    elif first['type'] in ('model_type', 'dict_type') and (block := _block_at(path)):
+        text = f'has keys of its own, {", ".join(block.model_fields)} (given: {first["input"]!r}).'
+    elif first['type'] == 'string_pattern_mismatch': text = f'{first["input"]!r} cannot be used as a name; take letters, digits, _, - and . in it.'
     else:
         text = first['msg'].removeprefix('Value error, ').rstrip('.')
         hidden = isinstance(first['input'], dict) or '.'.join(map(str, path)) in reference_paths()
