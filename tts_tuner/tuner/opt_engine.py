@@ -22,7 +22,7 @@ from .space import FixedTrial, difference, in_order, misfit, to_distribution, to
 from .study_store import USUAL, Journal, Patience, is_url, open_database
 
 # %% auto #0
-__all__ = ['OptEngine']
+__all__ = ['OptEngine', 'suggest_value']
 
 # %% ../../nbs/tuner/62_opt_engine.ipynb #23b1c9f6
 class OptEngine:
@@ -166,7 +166,7 @@ class OptEngine:
         d = self._space[name]
         if name in have and not d.single() and name not in trial.relative_params:
             self.study.sampler.sample_independent(self.study, self.storage.get_trial(trial._trial_id), name, d)
-        return _suggest(trial, name, d)
+        return suggest_value(trial, name, d)
 
     def _set(self, trial_id: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -256,7 +256,11 @@ class OptEngine:
         self.storage.remove_session()
 
 
-def _suggest(trial: Any, name: str, d: Any) -> Any:
+def suggest_value(
+    trial: Any,  # of the search library
+    name: str,
+    d: Any,  # its distribution
+) -> Any:
     "Ask the search library for one value"
     from optuna.distributions import CategoricalDistribution, IntDistribution
     if isinstance(d, CategoricalDistribution): return trial.suggest_categorical(name, d.choices)
