@@ -6,6 +6,7 @@ FAKE_EXPLODE "t001@60": a held-out loss that grows threefold a validation from t
 FAKE_FULL "t000@50": once, find the disk full when that step is to be saved, its numbers being written already; FAKE_DEAF "1": do not answer SIGINT and SIGTERM;
 FAKE_HANG "t000@30": once, do nothing any more from there on, deaf, while the heart beats on; FAKE_FREEZE "t000@30": once, stop oneself as `kill -STOP` does;
 FAKE_BEAT seconds between beats; FAKE_CLOCK "7200": from step 30 on the clock is so many seconds behind;
+FAKE_MEMORY "t002@9000": so many MB of memory at its peak;
 FAKE_HARM "t000/g002": half of what was learnt does not show. Where a trial is named, t000/g002 names one of its generations alone."""
 import argparse
 import json
@@ -36,7 +37,7 @@ def main() -> int:
     trial, until = folder.parent.name, a.until or end
     names = {trial, f'{trial}/{folder.name}'}
     pace = float(os.environ.get('FAKE_PACE', 0))
-    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN', 'FULL', 'EXPLODE', 'HANG', 'FREEZE', 'HARM')}
+    fate = {k: os.environ.get(f'FAKE_{k}', '').partition('@')[::2] for k in ('CRASH', 'NAN', 'FULL', 'EXPLODE', 'HANG', 'FREEZE', 'HARM', 'MEMORY')}
     happens = lambda kind, step: fate[kind][0] in names and fate[kind][1] == str(step)
     (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
     log, last, marker = folder / 'metrics.jsonl', folder / 'checkpoints' / 'last.pt', folder / 'crashed'
@@ -75,6 +76,7 @@ def main() -> int:
                 level = (1 - math.exp(-learnt(step))) * (0.5 if fate['HARM'][0] in names else 1)
                 row |= dict(alignment_score=level, attention_focus=level, attention_monotonicity=level, attention_coverage=level,
                             success=level, distance_ratio=1 - 0.6 * level, score=0.6 * level**2, val_loss=2 - level)
+                if fate['MEMORY'][0] in names: row['system_memory_peak_mb'] = float(fate['MEMORY'][1])
                 if fate['EXPLODE'][0] in names and step >= int(fate['EXPLODE'][1]): row['val_loss'] = 2 * 3 ** (1 + (step - int(fate['EXPLODE'][1])) // 20)
             f.write(json.dumps(row) + '\n')
             heart.did(step)

@@ -351,3 +351,18 @@ def test_a_journal_is_written_in_one_piece(tmp_path):
     records = list(Journal(path).read_logs(0))
     assert len(records) == 240 and all(len({(r['who'], r['n']) for r in records[i:i + 4]}) == 1 for i in range(0, 240, 4))
     with open(path) as f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any more
+
+
+def test_a_trial_above_a_limit_is_given_up_and_learnt_from(tmp_path, monkeypatch):
+    "The trainers of a study report what they need; the one that needs too much goes no further, live and in the replay"
+    from test_tuner import go, make, timeless
+
+    from tts_tuner.tuner.loop import replay
+    monkeypatch.setenv('FAKE_MEMORY', 't002@9000')
+    settings = make(tmp_path, optimization=dict(constraints=dict(max_memory_gb=8.0)))
+    result = go(settings)
+    told = [d.reason for d in timeless(settings.folder) if d.subject == 't002']
+    assert any('needs more than the study allows: memory_gb is 8.79, and 8 is allowed' in r for r in told) and result.winner != 't002'
+    trial = open_engine(settings, read_only=True).trials()[2]
+    assert trial.state == 'pruned' and not trial.feasible and trial.excess['memory_gb'] == pytest.approx(0.789, abs=0.001)
+    assert replay(settings.folder) == timeless(settings.folder)

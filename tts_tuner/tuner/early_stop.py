@@ -23,6 +23,7 @@ from ..signals.stopping import stopping
 from ..signals.trend import statistics_opinion
 from ..signals.vote import Switches, Verdict, Vote, asked_voters, attention_vote, bayesian_vote, decide, patience_vote, statistics_vote
 from ..signals.will_it_align import FORCED, AlignVerdict, will_it_align
+from .engine import broken_limit, limits_of, measured_in
 
 # %% auto #0
 __all__ = ['Validations', 'WORTH', 'as_columns', 'will_it_speak', 'patience_by_rule', 'end_verdict', 'RunWatch', 'watch_for']
@@ -126,9 +127,10 @@ class RunWatch:
         sentences: int,  # spoken freely at each validation
         rules: EarlyStopping | None = None,  # all detectors when not given
         after: int = 0,  # step after which it may be found that nothing is to be gained; the last rung
+        limits: Mapping[str, float] | None = None,  # what the run may need at most, by the names of `measured_in`
     ) -> None:
         self.trial, self.budget, self.sentences, self.rules = trial, budget, sentences, rules or EarlyStopping()
-        self.after = after
+        self.after, self.limits = after, dict(limits or {})
         self.seen = 0  # validations looked at
         self.failure = ''  # why the trial cannot go on
         self.ended = ''  # why it need not
@@ -149,11 +151,12 @@ class RunWatch:
             self.seen, self.failure, self.ended, self._warned = 0, '', '', False
         self._validations = list(validations)
         found: list[Decision] = []
-        while self.rules.enabled and not self.over and self.seen < len(validations):
+        while (self.rules.enabled or self.limits) and not self.over and self.seen < len(validations):
             self.seen += 1
             steps, columns = as_columns(validations[:self.seen])
-            for evidence in (self._explodes(steps, columns), self._silent_gate(steps, columns)):
+            for evidence in (self._too_large(validations[:self.seen]), self._explodes(steps, columns), self._silent_gate(steps, columns)):
                 if evidence: found.append(Decision('alert', self.trial, steps[-1], f'{self.trial}: {evidence.words}', (evidence,)))
+            if not self.rules.enabled: continue
             if steps[-1] > self.after and steps[-1] < self.budget and not self.over: found += self._nothing_to_gain(validations[:self.seen])
         return found
 
@@ -164,15 +167,21 @@ class RunWatch:
         self.ended = f'nothing more is to be gained: {said.rstrip(".")}'
         return [Decision('stop', self.trial, validations[-1][0], f'{self.trial} ends here, {self.ended}.', verdict.evidence())]
 
+    def _too_large(self, validations: Validations) -> Evidence | None:
+        measured = measured_in(m for _, m in validations)
+        if not (why := broken_limit(self.limits, measured)): return None
+        self.failure = f'it needs more than the study allows: {why}'
+        return Evidence('limits', 'broken', validations[-1][0], 1.0, f'{self.failure[:1].upper()}{self.failure[1:]}.', measured)
+
     def _explodes(self, steps: list[int], columns: Mapping[str, np.ndarray]) -> Evidence | None:
-        if not self.rules.diverging or 'val_loss' not in columns: return None
+        if not (self.rules.enabled and self.rules.diverging) or 'val_loss' not in columns: return None
         verdict = diverging(columns['val_loss'], steps)
         if isinstance(verdict, Abstention) or verdict.verdict != 'diverging': return None
         self.failure = f'its loss explodes: {verdict.words.rstrip(".")}'
         return verdict.evidence()
 
     def _silent_gate(self, steps: list[int], columns: Mapping[str, np.ndarray]) -> Evidence | None:
-        if self._warned or not self.rules.never_stops or not {'stop_rate', 'alignment_score'} <= set(columns): return None
+        if self._warned or not (self.rules.enabled and self.rules.never_stops) or not {'stop_rate', 'alignment_score'} <= set(columns): return None
         verdict = never_stops(columns['stop_rate'], columns['alignment_score'], self.sentences, columns.get('duration_ratio'), steps)
         if not isinstance(verdict, StopVerdict) or verdict.verdict == 'stops': return None
         self._warned = True
@@ -195,4 +204,4 @@ def watch_for(
 ) -> RunWatch:
     "The watch of one trial of a study"
     hp = settings.base_hparams()
-    return RunWatch(trial, hp.max_steps, hp.n_free_running, settings.early_stopping, settings.rungs.steps[-1])
+    return RunWatch(trial, hp.max_steps, hp.n_free_running, settings.early_stopping, settings.rungs.steps[-1], limits_of(settings))

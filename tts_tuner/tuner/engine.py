@@ -116,17 +116,15 @@ def excess(
     "How far what was measured lies above its limits"
     return {k: float(measured[k]) - limits[k] for k in limits if measured and k in measured and not math.isnan(measured[k])}
 
-# %% ../../nbs/tuner/61c_engine.ipynb #f494e12e
+# %% ../../nbs/tuner/61c_engine.ipynb #94bd19a3
 def measured_in(
     rows: Iterable[Mapping[str, float]],  # metrics of a run, oldest first
 ) -> dict[str, float]:  # memory_gb and latency, as far as they were measured
     "What limits are about, from the metrics of a run"
-    out: dict[str, float] = {}
-    for row in rows:
-        memory = row.get('system_gpu_memory_mb', row.get('system_memory_peak_mb', 0.0)) / 1024
-        if memory: out['memory_gb'] = max(memory, out.get('memory_gb', 0.0))
-        if row.get('system_latency'): out['latency'] = row['system_latency']
-    return out
+    rows = list(rows)
+    memory = [m for row in rows if (m := row.get('system_gpu_memory_mb', row.get('system_memory_peak_mb', 0.0)))]
+    paces = [p for row in rows if (p := row.get('system_latency', 0.0))]
+    return (dict(memory_gb=max(memory) / 1024) if memory else {}) | (dict(latency=min(paces)) if len(paces) > 1 else {})
 
 
 def broken_limit(

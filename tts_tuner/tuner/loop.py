@@ -23,7 +23,7 @@ from .book import Book, noted_signals, study_lock
 from .budgets import Plan, budget_plan, extend, ladder_of, plan_in, plan_to_json
 from .climb import OutOfTime, climb
 from .early_stop import RunWatch, watch_for
-from .engine import Trial
+from .engine import Trial, measured_in
 from .engines import open_engine
 from .fleet import Fleet
 from .registry import hand_over, registry_parts
@@ -190,14 +190,16 @@ class Study:
             elif d.kind == 'prune': state = 'pruned'
             elif whole: state = 'complete'
             else: continue  # judged because time ran out; a later start may train it further
-            self.engine.tell(number, state, seen.numbers.get('score'))
+            self.engine.tell(number, state, seen.numbers.get('score'), self._measured(d.subject))
             self.tracker.tag(d.subject, {'tts_tuner.end': d.reason})
             self.tracker.finish(d.subject, dict(fail='FAILED', pruned='KILLED').get(state, 'FINISHED'))
         self._tick({}, now=True)
 
     def ended(self, standings: Sequence[Standing]) -> None:
         "Trials that were trained to the end: the engine learns their score before it proposes further ones"
-        for s in standings: self.engine.tell(s.number, 'complete', s.score)
+        for s in standings: self.engine.tell(s.number, 'complete', s.score, self._measured(s.trial))
+
+    def _measured(self, trial: str) -> dict[str, float]: return measured_in(m for _, m in self.readers[trial].validations())
 
     def best_so_far(self) -> list[Standing]:
         "Best validation of every trial that has a checkpoint of it"
