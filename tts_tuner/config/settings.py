@@ -63,7 +63,7 @@ def read_yaml(
     if not isinstance(config, DictConfig): raise UserError(f'{path} must hold key: value lines.')
     return config
 
-
+# %% ../../nbs/config/05_settings.ipynb #5b2191c9
 def raw_values(
     config: Any,  # of `read_yaml`
 ) -> dict[str, Any]:
