@@ -93,7 +93,7 @@ def _space(traced: Traced) -> Iterator[str]:
     yield 'search_space:' if settings.search_space else 'search_space: {}'
     yield from _table('search_space', plain_values(settings)['search_space'], traced, '  ')
 
-
+# %% ../../nbs/config/05a_provenance.ipynb #8d6ccd5f
 def _block(model: BaseModel, values: Mapping[str, Any], path: str, traced: Traced, meanings: bool) -> Iterator[str]:
     "Lines of a block and of the blocks in it"
     indent = '  ' * (path.count('.') + bool(path))

@@ -71,7 +71,7 @@ def leaves(
         if isinstance(value, Mapping) and value and path not in OPEN: yield from leaves(value, here)
         else: yield here, value
 
-
+# %% ../../nbs/config/04d_run_settings.ipynb #8a12c384
 def expand(
     values: Mapping[str, Any],  # with short names, in any mixture
     table: Mapping[str, str],  # short name -> path
@@ -231,7 +231,7 @@ def named_space(
     if name not in SPACES: raise UserError(f'search_space: there is no space "{name}"; there are {", ".join(SPACES)}.{nearest(name, SPACES)}')
     return SPACES[name]
 
-
+# %% ../../nbs/config/04d_run_settings.ipynb #25aca45d
 def block_hparams(
     settings: RunSettings,
 ) -> dict[str, tuple[str, Scalar]]:  # name -> (path of the setting, value)
@@ -285,7 +285,7 @@ def _check_own(name: str, settings: RunSettings) -> None:
     if settings.core_engine.trainer is None:
         raise UserError(f'{name}: this is a setting of another model; name the command that trains it in core_engine.trainer.')
 
-
+# %% ../../nbs/config/04d_run_settings.ipynb #60929f6d
 def _check_point(number: int, point: Mapping[str, Scalar], settings: RunSettings) -> None:
     "A known good point names what is searched, and lies inside"
     for name, value in point.items():
@@ -323,7 +323,7 @@ def reference_paths() -> set[str]:
         if isinstance(extra, dict) and extra.get('reference'): marked.add(path)
     return marked
 
-
+# %% ../../nbs/config/04d_run_settings.ipynb #616bf009
 def _unknown(path: tuple[Any, ...]) -> str:
     "What may have been meant by a key nobody knows"
     word, block = str(path[-1]), '.'.join(map(str, path[:-1]))
@@ -364,7 +364,7 @@ def _sentence(error: ValidationError, where: str, written: Iterable[str]) -> str
         if first['type'] == 'literal_error': text += nearest(str(first['input']), re.findall(r"'([^']+)'", first['msg']))
     return f'{where}{name}: {text}' + (f' And {len(more)} more.' if more else '')
 
-
+# %% ../../nbs/config/04d_run_settings.ipynb #644411bd
 def check_settings(
     values: Mapping[str, Any],  # nested settings, with short names or without
     where: str = '',  # start of the sentence, e.g. the file's name

@@ -70,7 +70,7 @@ class TensorBoard(Strict):
     enabled: Always = Field(default=True, description='always so: watchers read them')
     write_images: Always = Field(default=True, description='attention maps among them; always so')
 
-
+# %% ../../nbs/config/04c_surroundings.ipynb #8c28170e
 class WandB(Strict):
     "Weights & Biases"
     enabled: bool = Field(default=False, description='needs the extra wandb')
@@ -126,7 +126,7 @@ class Email(Strict):
     sender: str | None = Field(default=None, description='address in From; null is that of the first recipient')
     recipients: tuple[str, ...] = Field(default=(), description='addresses; none switches mail off')
 
-
+# %% ../../nbs/config/04c_surroundings.ipynb #f0919597
 class AlertRules(Strict):
     "What is worth telling"
     nan: bool = Field(default=True, description='numbers that are none')
