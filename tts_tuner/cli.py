@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from . import cli_config, cli_desk, cli_past, cli_registry, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
+from . import cli_alerts, cli_config, cli_desk, cli_past, cli_registry, cli_start, cli_voice  # noqa: F401  their verbs are registered by being imported
 from .cli_past import own_hparams
 from tts_tuner.cli_settings import (
     ConfigFile,
@@ -23,6 +23,7 @@ from tts_tuner.cli_settings import (
     Deploy,
     Fixed,
     MaxTrials,
+    Mode,
     Preset,
     Seed,
     StudyName,
@@ -36,36 +37,54 @@ from tts_tuner.cli_settings import (
 from .cli_start import demonstration
 from .command import answer, app, typed, verb
 from .config.errors import UserError
+from .config.masking import masked_output
 
 # %% auto #0
 __all__ = ['run', 'train', 'main']
 
 # %% ../nbs/90_cli.ipynb #f8531f3a
+def _examined(settings: Any, corpus: str) -> None:
+    "Let the winner sit its exam, and the registry know what came of it"
+    import json
+
+    from tts_tuner.tuner.exam import sit_exam
+    from tts_tuner.tuner.registry import keep_exam
+
+    exam = sit_exam(settings.folder, corpus, Path(settings.data) / 'cache')
+    if exam is None: return
+    digest = json.loads((settings.folder / 'study.json').read_text())['digest']
+    for d in keep_exam(settings, exam.model, exam.metrics.get('score', 0.0), digest): print(d.reason)
+
+
 @verb('run', 'tts-tune run', 'tts-tune run --corpus my_voice --study anna --trials 8 --timeout 12h', 'tts-tune run --config study.yaml rungs.cohort=6',
+       'tts-tune run --mode generations --study one_run',
        'tts-tune run --corpus digits --hparams "frontend=characters,sample_rate=8000,n_mels=40,mel_fmax=null"')
 def run(
     words: Words = None, config: ConfigFile = None, corpus: CorpusFolder = None, study: StudyName = None, trials: Trials = None,
     max_trials: MaxTrials = None, timeout: Timeout = None, auto_deploy_best: Deploy = None, preset: Preset = None, hparams: Fixed = '',
-    workers: Workers = None, seed: Seed = None, tracking: Track = None,
+    workers: Workers = None, seed: Seed = None, tracking: Track = None, mode: Mode = None,
 ) -> None:
     """Build a voice: data, training, tuning, report.
 
     A study that was interrupted goes on where it was when the same command is given again."""
     settings = line_settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
-                         timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed)
+                         timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed, mode=mode)
     if settings.corpus is None: demonstration(Path(settings.data) / 'demo')
     from tts_tuner.facts import closing_words, read_study
     from tts_tuner.live import LiveView
     from tts_tuner.report import make_report
-    from tts_tuner.tuner.exam import sit_exam
-    from tts_tuner.tuner.loop import run_study
+    from tts_tuner.tuner.study_alerts import study_masker
 
-    with LiveView() as view:
-        result = run_study(settings, view)
-        view.say('The winner speaks held-out sentences that were never spoken before.')
-    sit_exam(settings.folder, result.corpus, Path(settings.data) / 'cache')
-    make_report(settings.folder)
-    print(closing_words(read_study(settings.folder)))
+    tune: Callable[..., Any]
+    if settings.mode == 'generations': from tts_tuner.tuner.generation_loop import run_generations as tune
+    else: from tts_tuner.tuner.loop import run_study as tune
+    with masked_output(study_masker(settings.security)):
+        with LiveView() as view:
+            result = tune(settings, view)
+            if settings.core_engine.trainer is None: view.say('The winner speaks held-out sentences that were never spoken before.')
+        if settings.core_engine.trainer is None: _examined(settings, result.corpus)
+        make_report(settings.folder)
+        print(closing_words(read_study(settings.folder)))
 
 # %% ../nbs/90_cli.ipynb #eeff0288
 def _print_hparams(wanted: bool) -> None:

@@ -15,8 +15,8 @@ import typer
 from .config.errors import UserError
 
 # %% auto #0
-__all__ = ['ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Workers', 'Seed',
-           'Deploy', 'Track', 'Words', 'line_trace', 'line_settings']
+__all__ = ['ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Mode', 'Workers',
+           'Seed', 'Deploy', 'Track', 'Words', 'line_trace', 'line_settings']
 
 # %% ../nbs/89a_cli_settings.ipynb #b529a54f
 ConfigFile = Annotated[Path | None, typer.Option('--config', help='YAML file with settings of the study; `tts-tune config show` prints one.')]
@@ -27,6 +27,7 @@ MaxTrials = Annotated[int | None, typer.Option('--max-trials', min=1, help='Neve
 Timeout = Annotated[str | None, typer.Option('--timeout', help='Start no new work after so long: 24h, 90m, 1h30m. [24h]')]
 Preset = Annotated[str | None, typer.Option('--preset', help='Base of the hyper-parameters: small, paper or default. [small]')]
 Fixed = Annotated[str, typer.Option('--hparams', help='Hyper-parameters fixed for every trial: "max_steps=600,batch_size=16".')]
+Mode = Annotated[str | None, typer.Option('--mode', help='trials: many runs, compared; generations: one run, restarted with better settings. [trials]')]
 Workers = Annotated[str | None, typer.Option('--workers', help='Trials side by side; auto is one a GPU, or else one a core. [auto]')]
 Seed = Annotated[int | None, typer.Option('--seed', min=0, help='Seed of proposals and of every trial. [42]')]
 Deploy = Annotated[bool | None, typer.Option('--auto-deploy-best/--no-auto-deploy-best', help='The winner takes the alias "production" if it is good enough.')]

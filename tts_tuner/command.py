@@ -24,6 +24,8 @@ from typing import Annotated, Any
 import typer
 
 from .config.errors import TTSTunerError, UserError
+from .config.masking import Masker, masked_output
+from .config.secrets import environment_secrets
 
 # %% auto #0
 __all__ = ['app', 'ending', 'group', 'verb', 'typed', 'answer', 'asked', 'newest']
@@ -31,7 +33,7 @@ __all__ = ['app', 'ending', 'group', 'verb', 'typed', 'answer', 'asked', 'newest
 # %% ../nbs/89_command.ipynb #e1425e55
 def _keep_traceback(error: BaseException) -> Path:
     "Write the traceback of `error` to a file and say where it lies"
-    text = f'tts-tune {" ".join(sys.argv[1:])}\n\n' + ''.join(traceback.format_exception(error))
+    text = Masker(environment_secrets(os.environ)).mask(f'tts-tune {" ".join(sys.argv[1:])}\n\n' + ''.join(traceback.format_exception(error)))
     name = f'tts_tune_error_{time.strftime("%Y%m%d_%H%M%S")}.log'
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         try:
@@ -122,7 +124,8 @@ def answer(
     os.environ.setdefault('MPLBACKEND', 'Agg')
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')  # a terminal without UTF-8 must not end a run
-    app(args=[w for i, w in enumerate(_typed) if w != '--debug' or i >= len(_options)], prog_name='tts-tune')
+    with masked_output(Masker(environment_secrets(os.environ))):
+        app(args=[w for i, w in enumerate(_typed) if w != '--debug' or i >= len(_options)], prog_name='tts-tune')
 
 
 def asked(
