@@ -305,8 +305,11 @@ def test_mlflow_holds_the_tree_and_the_model(tmp_path, monkeypatch):
     client = MlflowClient(f'sqlite:///{tmp_path}/mlflow.db')
     experiment = client.get_experiment_by_name('tacotron2_autotuning').experiment_id
     runs = {r.info.run_name: r for r in client.search_runs([experiment])}
-    assert set(runs) == {'s', 't000', 't001', 't002'} and runs['s'].info.status == 'FINISHED'
-    assert all(runs[t].data.tags['mlflow.parentRunId'] == runs['s'].info.run_id for t in ('t000', 't001', 't002'))
+    trials = ('t000', 't001', 't002')
+    assert set(runs) == {'s', *trials, *(f'{n}/g001' for n in trials)} and runs['s'].info.status == 'FINISHED'
+    above = lambda name: runs[name].data.tags['mlflow.parentRunId']
+    assert all(above(n) == runs['s'].info.run_id and above(f'{n}/g001') == runs[n].info.run_id for n in trials)
+    assert all(runs[f'{n}/g001'].info.status == runs[n].info.status for n in trials)
     history = client.get_metric_history(runs[result.winner].info.run_id, 'score')
     assert [m.step for m in sorted(history, key=lambda m: m.step)] == list(range(20, 201, 20))
     versions = client.search_model_versions("name = 'tts_tuner'")

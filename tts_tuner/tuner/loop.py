@@ -7,87 +7,40 @@ Docs: https://tts-tuner.github.io/tts_tuner/tuner/loop.html.md"""
 # %% ../../nbs/tuner/65_loop.ipynb #666776e4
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ..config.contracts import Decision, Evidence
+from ..config.contracts import Decision
 from ..config.errors import TTSTunerError, UserError
-from ..config.files import write_atomic
-from ..config.settings import RunSettings, check_same_study, flat_values, load_settings, save_settings
-from .audit import recorded
-from .book import Book, noted_signals, study_lock
+from ..config.settings import RunSettings, flat_values, load_settings, save_settings
+from .book import Book
 from .budgets import Plan, budget_plan, extend, ladder_of, plan_in, plan_to_json
 from .climb import OutOfTime, climb
 from .early_stop import RunWatch, watch_for
 from .engine import Trial, measured_in
 from .engines import open_engine
 from .fleet import Fleet
-from .registry import hand_over, registry_parts
 from .rungs import Standing
+from .session import Data, Prepare, Session, StudyResult, keep_data, opened, prepare_data, study_facts
 from .space import describe
-from .tracker import Tracker
-from .trainer_wrapper import TRAINER, Ending, TrainerJob, TrainerProcess, count_cores, count_gpus, worker_environments
+from .trainer_wrapper import TRAINER, TrainerJob, TrainerProcess, count_cores, count_gpus, worker_environments
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
-__all__ = ['Data', 'prepare_data', 'keep_facts', 'where', 'Study', 'StudyResult', 'run_study', 'replay']
+__all__ = ['keep_facts', 'where', 'Study', 'run_study', 'replay']
 
 # %% ../../nbs/tuner/65_loop.ipynb #262bfde8
-@dataclass(frozen=True)
-class Data:
-    "What the trainers are given"
-    corpus: str  # folder
-    digest: str  # names exactly this data
-    cache: str = ''  # folder of the feature cache
-
-
-def prepare_data(
-    settings: RunSettings,
-    say: Callable[[str], None],
-) -> Data:
-    "Read and check the corpus, make the feature cache; the demonstration corpus is made when none is given"
-    from tts_tuner.data.corpus import aside_sentences, make_data_folders, read_corpus, save_manifest
-    from tts_tuner.data.features import build_features
-    folders = make_data_folders(settings.data)
-    root = settings.corpus
-    if root is None:
-        from tts_tuner.data.demo import make_demo_corpus
-        root = str(make_demo_corpus(folders['demo']))
-    hp, cache = settings.base_hparams(), folders['cache']
-    corpus = read_corpus(root, hp)
-    features = build_features(corpus, hp, cache)
-    _facts(settings, root, features.digest)  # before the manifest of other data is replaced
-    usable = set(features.ids)
-    used = replace(corpus, clips=tuple(c for c in corpus.clips if c.id in usable), rejected=features.rejected)
-    save_manifest(used, settings.folder / 'manifest.json')  # the report tells what was used and what was set aside
-    say(f'{len(features.ids)} clips of {root} are ready' + (f', {len(features.rejected)} set aside.' if features.rejected else '.'))
-    for line in (*corpus.notes, *aside_sentences(features.rejected, where=str(settings.folder / 'manifest.json'))): say(line)
-    return Data(str(root), features.digest, str(cache))
-
-
-def _facts(settings: RunSettings, corpus: str, digest: str) -> dict[str, Any]:
-    "What study.json knows; UserError when the study was begun with other data"
-    path = settings.folder / 'study.json'
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(digest=digest)
-    if known['digest'] != digest:
-        raise UserError(f'The corpus in {corpus} has changed since this study was begun; give another --study name for the new data.')
-    return known
-
-
 def keep_facts(
     settings: RunSettings,
     data: Data,
     limit: int | None = None,  # trials that the engine can give; None for no end
 ) -> Plan:  # of this study, extended to the trials that are wanted now
     "Write study.json: data and plan of this study; UserError when it was begun with other data or another pruner"
-    known, rule = _facts(settings, data.corpus, data.digest), ladder_of(settings)
+    known, rule = study_facts(settings, data.corpus, data.digest), ladder_of(settings)
     plan = extend(plan_in(known, rule), min(settings.n_trials, limit or settings.n_trials), rule)
-    facts = dict(corpus=data.corpus, digest=data.digest, cohorts=[b.size for b in plan.brackets], plan=plan_to_json(plan))
-    write_atomic(settings.folder / 'study.json', json.dumps(facts))
+    keep_data(settings, data, cohorts=[b.size for b in plan.brackets], plan=plan_to_json(plan))
     return plan
 
 # %% ../../nbs/tuner/65_loop.ipynb #ad1b9d16
@@ -104,28 +57,22 @@ def where(
     return replace(standing_at(trial, reader, step), doubts=watch.doubts(step))
 
 # %% ../../nbs/tuner/65_loop.ipynb #2231b2bd
-class Study:
+class Study(Session):
     "A study at work: folder, engine, decisions, trainers, tracker, view"
 
     def __init__(self, settings: RunSettings, data: Data, view: StudyView, trainer: Sequence[str], poll: float, signals: list[int]) -> None:
-        self.settings, self.data, self.view, self.signals = settings, data, view, signals
-        self.folder, self.max_steps = settings.folder, settings.base_hparams().max_steps
+        super().__init__(settings, data, view, signals)
         self.engine = open_engine(settings)
         for note in self.engine.notes: view.say(note)
         self.plan = keep_facts(settings, data, self.engine.limit)
         save_settings(self.folder / 'config.yaml', settings)  # not before: a corpus that cannot be read begins no study
-        self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
-        self.tracker = Tracker(settings.tracking, self.folder, view.say, *registry_parts(settings))
         self.trials: dict[str, Trial] = {}
-        self.readers: dict[str, MetricsReader] = {}
         self.watches: dict[str, RunWatch] = {}
         self.goal: dict[str, int] = {}  # step each trial is being brought to
-        self.deadline, self._shown = time.monotonic() + settings.timeout_seconds, 0.0
+        self._shown = 0.0
         gpus = 0 if settings.base_hparams().device == 'cpu' else count_gpus()
-        self.fleet = Fleet(worker_environments(settings.workers, gpus, count_cores()), trainer, self._restart, self._stop, self._tick, poll,
+        self.fleet = Fleet(worker_environments(settings.workers, gpus, count_cores()), trainer, self.restart, self.stop, self._tick, poll,
                            enough=self._enough)
-
-    def run_dir(self, trial: str) -> Path: return self.folder / trial / 'g001'
 
     def _know(self) -> None:
         "Take in the engine's trials"
@@ -150,6 +97,7 @@ class Study:
         for n in able:
             self.goal[n] = step
             self.tracker.trial(n, self.trials[n].overrides, self.trials[n].role)
+            self.tracker.generation(f'{n}/g001', self.trials[n].overrides, self.trials[n].role)
         until = None if step >= self.max_steps else step
         passed = lambda n: min(self.readers[n].step, saved_step(self.run_dir(n))) >= step  # numbers without a checkpoint do not count
         todo = [n for n in able if not self._enough(n) and (until is None or not passed(n))]
@@ -205,22 +153,6 @@ class Study:
         "Best validation of every trial that has a checkpoint of it"
         return [best_standing(n, r) for n, r in self.readers.items() if checkpoint_of(self.run_dir(n), 'best')]
 
-    def _restart(self, job: TrainerJob, ended: Ending) -> bool:
-        "Start a trainer that died again, if that is still allowed"
-        if self.book.restarts(job.trial) >= self.settings.restarts: return False
-        words = f'its trainer died at step {ended.step} ({ended.reason})'
-        seen = Evidence('process', 'died', ended.step, 1.0, words, dict(restarts=self.book.restarts(job.trial) + 1))
-        self.book.record([Decision('restart', job.trial, ended.step, f'{job.trial} is started again from its last checkpoint: {words}.', (seen,))])
-        return True
-
-    def _stop(self) -> bool:
-        "Was the study asked to stop? OutOfTime when its time is over"
-        if time.monotonic() < self.deadline: return bool(self.signals)
-        step = max((r.step for r in self.readers.values()), default=0)
-        said = f'the study had {self.settings.timeout}, and they are over'
-        self.book.record([Decision('stop', 'study', step, f'No more training: {said}. The best so far wins.', (Evidence('clock', 'over', step, 1.0, said),))])
-        raise OutOfTime
-
     def rows(self, working: dict[str, TrainerProcess]) -> list[TrialRow]:
         "One row for each trial"
         return [_row(self, t, n in working) for n, t in self.trials.items()]
@@ -250,62 +182,31 @@ def _row(study: Study, t: Trial, working: bool) -> TrialRow:
                     reader.step, goal, seconds_left=left, **last_numbers(reader))
 
 # %% ../../nbs/tuner/65_loop.ipynb #39958749
-@dataclass(frozen=True)
-class StudyResult:
-    "What a study hands over"
-    folder: Path  # runs/STUDY
-    winner: str  # "t003"
-    decision: Decision  # why it won
-    metrics: dict[str, float]  # of the winner's best validation
-    best_model: Path  # best_model.pt
-    rows: list[TrialRow]  # every trial at the end
-    seconds: float  # of this start
-    corpus: str  # folder of the recordings
-
-
 def run_study(
     settings: RunSettings,
     view: StudyView | None = None,  # shows the study; None prints sentences
     trainer: Sequence[str] = TRAINER,  # program that trains, and its first words
-    prepare: Callable[[RunSettings, Callable[[str], None]], Data] = prepare_data,
+    prepare: Prepare = prepare_data,
     poll: float = 0.1,  # seconds between looks at the trainers
 ) -> StudyResult:
     "Run a study, or go on with it; StudyStopped when it was asked to stop, TTSTunerError when no trial could be trained"
     view, begun = view or PlainView(), time.monotonic()
-    with study_lock(settings.folder):
-        config, audit, subject = settings.folder / 'config.yaml', registry_parts(settings)[0], f'study {settings.study}'
-        if config.exists():
-            check_same_study(earlier := load_settings(config), settings)
-            if audit: audit.settings_changed(subject, flat_values(earlier), flat_values(settings))
-        data = prepare(settings, view.say)
-        with noted_signals() as signals, recorded(audit, subject, data.digest):
-            study = Study(settings, data, view, trainer, poll, signals)
-            study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
-            status = 'KILLED'
-            try:
-                final = climb(study.plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended)
-                status = 'FINISHED' if final else 'FAILED'
-                if final is None:
-                    why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
-                    raise TTSTunerError(f'Study "{settings.study}" has no winner: {why.rstrip(".")}. Each trial\'s train.log says more.')
-                model = _hand_over(study, final)
-            finally:
-                study.engine.close()
-                study.tracker.close(status)
+    with opened(settings, view, prepare) as (data, signals):
+        study = Study(settings, data, view, trainer, poll, signals)
+        study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
+        status = 'KILLED'
+        try:
+            final = climb(study.plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended)
+            status = 'FINISHED' if final else 'FAILED'
+            if final is None:
+                why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
+                raise TTSTunerError(f'Study "{settings.study}" has no winner: {why.rstrip(".")}. Each trial\'s train.log says more.')
+            model = study.hand_over(final)
+        finally:
+            study.engine.close()
+            study.tracker.close(status)
     best = best_standing(final.subject, study.readers[final.subject])
     return StudyResult(settings.folder, final.subject, final, dict(best.metrics), model, study.rows({}), time.monotonic() - begun, data.corpus)
-
-
-def _hand_over(study: Study, final: Decision) -> Path:
-    "best_model.pt, the registered model, and the winner's last samples"
-    run_dir, tracker = study.run_dir(final.subject), study.tracker
-    model = hand_over(run_dir / 'checkpoints' / 'best.pt', study.folder / 'best_model.pt')
-    samples = sorted((run_dir / 'samples').glob('step_*'))
-    if samples: tracker.artifacts(final.subject, samples[-1], 'samples')
-    tracker.tag('study', {'tts_tuner.winner': final.subject, 'tts_tuner.why': final.reason})
-    told = tracker.register(model, final.evidence[0].numbers.get('score', 0.0), study.data.digest, study.settings.auto_deploy_best)
-    study.book.record(told.result() or [])
-    return model
 
 # %% ../../nbs/tuner/65_loop.ipynb #1b78beaa
 def replay(
