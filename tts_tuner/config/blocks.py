@@ -87,6 +87,7 @@ class CoreEngine(Strict):
     max_trials: int = Field(default=100, ge=1, description='never more than these')
     timeout: str = Field(default='24h', description='no new work after so long: 24h, 90m, 1h30m')
     workers: int | Literal['auto'] = Field(default='auto', description='trials side by side; auto is one for each GPU, or else for each core')
+    cluster: str | None = Field(default=None, description='address of a Ray cluster whose machines train, auto for the one of this machine; null trains here')
     restarts: int = Field(default=1, ge=0, description='times a trainer that died unexpectedly is started again')
     resume_from_checkpoint: bool = Field(default=True, description='a study that exists is continued; false refuses to touch it')
     trainer: tuple[str, ...] | None = Field(default=None, description='command of another training program, word by word; null is tts-tune train')
