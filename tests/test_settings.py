@@ -349,3 +349,12 @@ def test_what_is_always_done_cannot_be_switched_off(path):
 
 def test_a_block_without_a_key_is_no_block(tmp_path):
     assert load_settings(write(tmp_path, 'core_engine:\nmonitoring:\n  alerts:\nrungs:\nhparams: {max_steps: 90}')) == load_settings(hparams='max_steps=90')
+
+
+def test_a_tracking_address_that_cannot_be_resolved_is_told_without_its_password(tmp_path, monkeypatch):
+    from tts_tuner.tuner.tracker import Tracker
+    said = []
+    tracker = Tracker(Tracking(uri='${URI_NOT_SET_HERE}'), tmp_path, said.append)
+    tracker.start('s', {}, {})
+    tracker._pool.shutdown(wait=True)
+    assert len(said) == 1 and '${URI_NOT_SET_HERE}' in said[0] and 'is not set' in said[0] and 'the study goes on' in said[0]

@@ -75,7 +75,7 @@ class Tracker:
             if self.failure: return None
             try: return work()
             except Exception as e:  # whatever the tracker or its database raises must not end a study; it is said aloud
-                said = f'MLflow at {self.tracking.uri} is not written any more ({tracker_trouble(e)})'
+                said = f'MLflow at {self.tracking.tracking_uri} is not written any more ({tracker_trouble(e)})'
                 self.failure = f'{said}; the study goes on and {self.folder} has everything.'
                 self.say(self.failure)
                 return None
