@@ -88,7 +88,7 @@ def list_(store: Store = None, model: Model = None, runs: Runs = None, config: C
         best, both = v.best_known, shared(v, champion) if champion else None
         rows.append([str(v.number), ', '.join(a for a, n in held.items() if n == str(v.number)), f'{best.score:.3f} {best.ruler}' if best else '?',
                      f'{100 * ratio(both[0].score, both[1].score):.0f} %' if both else '', best.digest[:8] if best else '', v.study, _day(v.made)])
-    _show(f'{registry.name} in {settings.tracking.uri}', ['version', 'holds', 'score', 'of champion', 'corpus', 'study', 'made (UTC)'], rows)
+    _show(f'{registry.name} in {settings.tracking.tracking_uri}', ['version', 'holds', 'score', 'of champion', 'corpus', 'study', 'made (UTC)'], rows)
     entries = registry.entries()
     for alias, n in held.items():
         said = past_holders(alias_of(registry.name, alias), entries)[-1:]
