@@ -27,6 +27,7 @@ from tts_tuner.tuner.generation_loop import run_generations
 from tts_tuner.tuner.generations import (
     Generation, GenerationRules, Seen, against_parent, choose_final, closing_rate, decide, goal, next_point)
 from tts_tuner.tuner.ledger import generation_rules, read_generations, replay_generations, searched
+from tts_tuner.tuner.loop import replay, run_study
 from tts_tuner.tuner.param_scheduler import next_run
 from tts_tuner.tuner.session import Data
 from tts_tuner.tuner.tracker import Tracker
@@ -261,6 +262,15 @@ def test_cycles_without_gain_end_the_study(tmp_path):
     before = timeless(settings.folder)
     go(settings)
     assert timeless(settings.folder) == before
+
+
+def test_cohorts_without_gain_end_a_study_of_trials(tmp_path):
+    settings = make(tmp_path, mode='trials', trials=10, workers=2, rungs=dict(steps=[40, 80], keep=[1, 1], cohort=2), failure_example=False,
+                    early_stopping=dict(tuner_patience=1, tuner_min_delta=0.9))
+    result = run_study(settings, Silent(), trainer=FAKE, prepare=lambda s, say: Data('corpus', 'abc'), poll=0.01)
+    assert {p.name for p in settings.folder.glob('t*')} == {f't{i:03}' for i in range(6)}, 'three cohorts of five'
+    [stop] = [d for d in timeless(settings.folder) if d.subject == 'study']
+    assert 'no gain of 0.9' in stop.reason and result.decision.step == 200 and replay(settings.folder) == timeless(settings.folder)
 
 
 def test_killed_at_random_moments(tmp_path):

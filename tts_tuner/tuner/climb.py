@@ -77,8 +77,10 @@ class _Walk:
     rules: Rungs
     measure: Measure
     record: Record
+    enough: Callable[[Sequence[Standing]], bool]  # asked after each bracket, with those of its trials that may go on: shall it be the last?
     last: dict[str, Standing] = field(default_factory=dict)  # where each trial stood last
     history: dict[str, list[float]] = field(default_factory=dict)  # promise at each look
+    over: bool = False  # is no further bracket wanted?
 
     def look(self, names: Sequence[str], step: int, rung: int) -> list[Standing]:
         "Bring trials to a step, and remember what they show"
@@ -101,6 +103,16 @@ class _Walk:
             decisions = self.decide(self.look(going, stage.step, rung), rung, stage.keep)
             self.record(decisions, rung)
             going = [d.subject for d in decisions if d.kind == 'promote']
+        return going
+
+    def climbed(self, group: Sequence[Bracket]) -> list[str]:  # trials that may go to the end
+        "Up the stages of one bracket after the other, until nobody wants another one"
+        going: list[str] = []
+        for b in group:
+            if self.over: break
+            up = self.promotion(b) if self.plan.pruner == 'promotion' else self.ladder(b)
+            going += up
+            if stood := [self.last[n] for n in up if n in self.last]: self.over = self.enough(stood)
         return going
 
     def meet(self, going: list[str], rung: int) -> list[str]:
@@ -147,6 +159,11 @@ def _nobody(standings: Sequence[Standing]) -> None:
     "Nobody wants to know"
 
 
+def _never(standings: Sequence[Standing]) -> bool:
+    "There is never enough"
+    return False
+
+
 def climb(
     plan: Plan,
     rules: Rungs,  # thresholds of the first rung, and which scores are equal
@@ -154,17 +171,18 @@ def climb(
     record: Record,  # takes the decisions of a stage
     best_so_far: Callable[[], list[Standing]],  # best validation of every trial that has one
     ended: Callable[[Sequence[Standing]], None] = _nobody,  # told where those stand that were trained to the end, after each round but the last
+    enough: Callable[[Sequence[Standing]], bool] = _never,  # asked after each bracket with its best: shall it be the last?
 ) -> Decision | None:  # the final decision; None when no trial has a validation
     "Run a study from first trial to winner"
-    walk, ends = _Walk(plan, rules, measure, record), list[Standing]()
+    walk, ends = _Walk(plan, rules, measure, record, enough), list[Standing]()
     rounds = list(plan.rounds())
     last = max((len(b.stages) for b in plan.brackets), default=0)
     try:
         for r, group in enumerate(rounds):
-            if plan.pruner == 'promotion': stands = [walk.last[n] for b in group for n in walk.promotion(b)]  # they are at the end
-            else:
-                going = walk.meet([n for b in group for n in walk.ladder(b)], last)
-                stands = walk.look(going, plan.max_steps, last) if going else []
+            if walk.over: break
+            going = walk.climbed(group)
+            if plan.pruner == 'promotion': stands = [walk.last[n] for n in going]  # they are at the end
+            else: stands = walk.look(going, plan.max_steps, last) if (going := walk.meet(going, last)) else []
             record([cannot_go_on(s) for s in stands if s.failure], last + 1)
             ends += [s for s in stands if not s.failure]
             if r + 1 < len(rounds): ended([s for s in stands if not s.problem])

@@ -15,9 +15,11 @@ from ..config.contracts import Decision, Evidence
 from ..config.settings import RunSettings
 from ..quality.gates import GateLimits, GateVerdict, release_gate, sanity_gate
 from ..signals.series import Abstention
+from .generations import goal
+from .rungs import Standing
 
 # %% auto #0
-__all__ = ['Cycle', 'ControllerRules', 'controller_rules', 'waited', 'EarlyStopController']
+__all__ = ['Cycle', 'ControllerRules', 'controller_rules', 'waited', 'EarlyStopController', 'cohort_cycle']
 
 # %% ../../nbs/tuner/61e_controller.ipynb #8fc6bdb7
 @dataclass(frozen=True)
@@ -112,3 +114,13 @@ class EarlyStopController:
     ) -> GateVerdict:
         "May this voice be released?"
         return release_gate(metrics, self.rules.limits)
+
+# %% ../../nbs/tuner/61e_controller.ipynb #26000c7d
+def cohort_cycle(
+    number: int,  # 1, 2, 3 ...
+    standings: Sequence[Standing],  # of those of its trials that may go on; not empty
+) -> Cycle:
+    "A cohort as the controller hears of it"
+    able = [s for s in standings if not s.problem]
+    best = max(able, key=lambda s: goal(s.metrics), default=standings[0])
+    return Cycle(f'cohort {number}', best.step, goal(best.metrics) if able else 0.0, best.metrics, evidence=best.doubts)

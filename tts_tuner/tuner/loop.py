@@ -18,6 +18,7 @@ from ..config.settings import RunSettings, flat_values, load_settings, save_sett
 from .book import Book
 from .budgets import Plan, budget_plan, extend, ladder_of, plan_in, plan_to_json
 from .climb import OutOfTime, climb
+from .controller import EarlyStopController, cohort_cycle, controller_rules
 from .early_stop import RunWatch, watch_for
 from .engine import Trial, measured_in
 from .engines import open_engine
@@ -69,7 +70,7 @@ class Study(Session):
         self.trials: dict[str, Trial] = {}
         self.watches: dict[str, RunWatch] = {}
         self.goal: dict[str, int] = {}  # step each trial is being brought to
-        self._shown = 0.0
+        self._shown, self.controller = 0.0, EarlyStopController(controller_rules(settings))
         gpus = 0 if settings.base_hparams().device == 'cpu' else count_gpus()
         self.fleet = Fleet(worker_environments(settings.workers, gpus, count_cores()), trainer, self.restart, self.stop, self._tick, poll,
                            enough=self._enough)
@@ -149,6 +150,11 @@ class Study(Session):
 
     def _measured(self, trial: str) -> dict[str, float]: return measured_in(m for _, m in self.readers[trial].validations())
 
+    def enough(self, standings: Sequence[Standing]) -> bool:
+        "Has tuning come to its end with these trials, the best of their company?"
+        self.book.record(self.controller.end(cohort_cycle(len(self.controller.cycles) + 1, standings)))
+        return bool(self.controller.over)
+
     def best_so_far(self) -> list[Standing]:
         "Best validation of every trial that has a checkpoint of it"
         return [best_standing(n, r) for n, r in self.readers.items() if checkpoint_of(self.run_dir(n), 'best')]
@@ -196,7 +202,7 @@ def run_study(
         study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
         status = 'KILLED'
         try:
-            final = climb(study.plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended)
+            final = climb(study.plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended, study.enough)
             status = 'FINISHED' if final else 'FAILED'
             if final is None:
                 why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
@@ -233,5 +239,11 @@ def replay(
 
     def record(decisions: list[Decision], rung: int) -> None: taken.extend(d for d in decisions if d not in taken)  # as a book does
 
-    climb(plan, settings.rungs, measure, record, lambda: [best_standing(n, r) for n, r in readers.items()])
+    controller = EarlyStopController(controller_rules(settings))
+
+    def enough(standings: Sequence[Standing]) -> bool:
+        record(controller.end(cohort_cycle(len(controller.cycles) + 1, standings)), 0)
+        return bool(controller.over)
+
+    climb(plan, settings.rungs, measure, record, lambda: [best_standing(n, r) for n, r in readers.items()], enough=enough)
     return taken
