@@ -13,11 +13,12 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .book import StudyStopped
+from .launcher import Launcher, LocalLauncher
 from .lease import Lease, Limits, look_at, pause_before
-from .trainer_wrapper import Ending, Stopping, TrainerJob, TrainerProcess, clear_folder, ending_of, find_processes, stop_trainers
+from .trainer_wrapper import Ending, Stopping, Trainer, TrainerJob, ending_of, stop_trainers
 from .trials import saved_step
 
 # %% auto #0
@@ -31,7 +32,7 @@ class Fleet:
     trainer: Sequence[str]  # program that trains
     restart: Callable[[TrainerJob, Ending], bool]  # may this one be started again?
     stop: Callable[[], bool]  # shall all work end? may raise OutOfTime
-    tick: Callable[[dict[str, TrainerProcess]], None]  # called between looks, with those at work
+    tick: Callable[[dict[str, Any]], None]  # called between looks, with the trainers at work
     poll: float = 0.1  # seconds between looks
     patience: tuple[float, float, float] = (30.0, 10.0, 5.0)  # seconds before a trainer is asked more firmly
     enough: Callable[[str], str] = lambda trial: ''  # why a trial need not or cannot go on; asked at each glance
@@ -40,6 +41,7 @@ class Fleet:
     waits: tuple[float, float] = (1.0, 60.0)  # seconds before the first restart without progress, and at most
     glance: float | None = None  # seconds between looks at what trainers write; five times `poll` when not given
     clock: Callable[[], float] = time.monotonic
+    launcher: Launcher = LocalLauncher()  # where trainers run
     tries: dict[str, tuple[int, int]] = field(default_factory=dict)  # by trial: deaths in a row without progress, step saved at the last
 
     def run(
@@ -69,7 +71,7 @@ class Fleet:
         self.tries[job.trial] = count, saved
         return pause_before(count, self.waits)
 
-    def _end(self, working: Sequence[TrainerProcess]) -> None:
+    def _end(self, working: Sequence[Trainer]) -> None:
         "No trainer outlives a tuner that still can stop it"
         left = [p for p in working if p.alive()]
         try: stop_trainers(left, self.patience)
@@ -83,7 +85,7 @@ class Shift:
     def __init__(self, fleet: Fleet, target: int) -> None:
         self.fleet, self.target = fleet, target
         self.endings: dict[str, Ending] = {}
-        self.working: dict[str, TrainerProcess] = {}
+        self.working: dict[str, Trainer] = {}
         self.waiting: list[tuple[float, TrainerJob]] = []  # not to be started before that time
         self.leases: dict[str, Lease] = {}
         self.stopping: dict[str, tuple[Literal['over', 'hangs', 'orphan'], str, Stopping]] = {}  # why, in a word and in words
@@ -92,20 +94,20 @@ class Shift:
 
     def take(self, jobs: Sequence[TrainerJob]) -> None:
         "Sort jobs: at work already, done already, to be done; and end whoever is at work in this study for none of them"
-        at_work = {folder: found[0] for root in {j.run_dir.parents[1] for j in jobs} for folder, found in find_processes(root).items()}
+        at_work = {folder: found for root in {j.run_dir.parents[1] for j in jobs} for folder, found in self.fleet.launcher.at_work(root).items()}
         for folder in [f for f in at_work if re.fullmatch(r't\d+/g\d+', '/'.join(f.parts[-2:])) and f not in {j.run_dir.resolve() for j in jobs}]:
-            stray = TrainerProcess(TrainerJob(folder.parent.name, folder, '', ''), self.fleet.trainer, adopt=at_work[folder])
+            stray = self.fleet.launcher.adopt(TrainerJob(folder.parent.name, folder, '', ''), at_work[folder])
             self.strays.append(Stopping(stray, self.fleet.patience, self.fleet.clock))
         for job in jobs:
             found = at_work.get(job.run_dir.resolve())
             ended = ending_of(job.run_dir, self.target, None)
             if found:
-                self._begin(TrainerProcess(job, self.fleet.trainer, adopt=found))
+                self._begin(self.fleet.launcher.adopt(job, found))
                 if self.fleet.orphans == 'end': self._ask(job.trial, 'orphan', 'it was left by an earlier tuner')
             elif ended.verdict == 'done': self.endings[job.trial] = ended
             else: self.waiting.append((-math.inf, job))
 
-    def _begin(self, process: TrainerProcess) -> None:
+    def _begin(self, process: Trainer) -> None:
         self.working[process.job.trial] = process
         self.leases[process.job.trial] = Lease(look_at(process.job.run_dir), self.fleet.clock(), self.fleet.limits)
 
@@ -117,10 +119,10 @@ class Shift:
         now, shares = self.fleet.clock(), self.fleet.environments
         for due, job in [w for w in self.waiting if w[0] <= now][:len(shares) - len(self.working)]:
             self.waiting.remove((due, job))
-            if due > -math.inf: clear_folder(job.run_dir)
+            if due > -math.inf: self.fleet.launcher.clear(job.run_dir)
             taken = [p.job.environment.items() for p in self.working.values()]
             free = next((e for e in shares if not any(e.items() <= t for t in taken)), shares[len(self.working) % len(shares)])
-            self._begin(TrainerProcess(replace(job, environment={**job.environment, **free}), self.fleet.trainer))
+            self._begin(self.fleet.launcher.start(replace(job, environment={**job.environment, **free}), self.fleet.trainer))
 
     def watch(self) -> None:
         "Ask those to end that need not go on or hang"
@@ -145,7 +147,7 @@ class Shift:
         self.stopping.pop(trial, None)
         if ended: self.endings[trial] = ended
 
-    def _ended(self, process: TrainerProcess) -> None:
+    def _ended(self, process: Trainer) -> None:
         "Done, failed, or to be started again"
         job, ended = process.job, ending_of(process.job.run_dir, self.target, process.exit_code)
         word, why, _ = self.stopping.get(job.trial, ('', '', None))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..config.errors import TTSTunerError
 from ..config.hparams import format_overrides
@@ -25,7 +25,7 @@ from .trials import has_checkpoint, read_status
 
 # %% auto #0
 __all__ = ['TRAINER', 'LOG_BYTES', 'TrainerJob', 'train_command', 'count_gpus', 'cpu_quota', 'count_cores', 'worker_environments',
-           'find_processes', 'find_trainer', 'clear_folder', 'rotate_log', 'TrainerProcess', 'Stopping',
+           'find_processes', 'find_trainer', 'clear_folder', 'rotate_log', 'TrainerProcess', 'Trainer', 'Stopping',
            'stop_trainers', 'Ending', 'log_tail', 'ending_of']
 
 # %% ../../nbs/tuner/63_trainer_wrapper.ipynb #50e932e3
@@ -240,13 +240,33 @@ class TrainerProcess:
             time.sleep(0.02)
         return True
 
+# %% ../../nbs/tuner/63_trainer_wrapper.ipynb #19f454f5
+class Trainer(Protocol):
+    "A trainer at work, wherever it runs"
+    job: TrainerJob
+    adopted: bool  # found at work, not started here
+
+    @property
+    def pid(self) -> int:
+        "Its process number"
+
+    @property
+    def exit_code(self) -> int | None:
+        "Exit status once it ended; None while it runs, and where nobody can know"
+
+    def alive(self) -> bool:
+        "Is it still at work?"
+
+    def signal(self, number: int) -> None:
+        "Send a signal to the trainer and whatever it started; to nobody when it has ended"
+
 # %% ../../nbs/tuner/63_trainer_wrapper.ipynb #2f41da58
 class Stopping:
     "One trainer on its way down the ladder; ask `step` until it says that this is over"
 
     def __init__(
         self,
-        process: TrainerProcess,
+        process: Trainer,
         patience: tuple[float, float, float] = (30.0, 10.0, 5.0),  # seconds for SIGINT, SIGTERM and SIGKILL to work
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -268,7 +288,7 @@ class Stopping:
 
 
 def stop_trainers(
-    trainers: Sequence[TrainerProcess],
+    trainers: Sequence[Trainer],
     patience: tuple[float, float, float] = (30.0, 10.0, 5.0),  # seconds for SIGINT, SIGTERM and SIGKILL to work
 ) -> list[str]:  # trials that had to be killed
     "Ask all trainers to stop, then insist"
