@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError
-from ..config.settings import RunSettings, flat_values, save_settings
+from ..config.settings import RunSettings, save_settings
 from .climb import OutOfTime
 from .engines import open_engine
 from .fleet import Fleet
@@ -22,6 +22,7 @@ from .generations import Generation, choose_final, decide_failure, goal, next_po
 from .ledger import TRIAL, Ledger, checkpoint_at, generation_rules, missed, read_generations, searched, second_name, write_generation
 from .param_scheduler import next_run
 from .session import Data, Prepare, Session, StudyResult, keep_data, opened, prepare_data
+from .study_alerts import Bests
 from .trainer_wrapper import (
     TRAINER, Ending, TrainerJob, TrainerProcess, count_cores, count_gpus, find_trainer, stop_trainers, worker_environments)
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, last_numbers, saved_step
@@ -206,7 +207,15 @@ class GenerationStudy(Session):
         "Refresh the view about once a second"
         if time.monotonic() - self._shown < 1: return
         self.view.update(self.rows(bool(working)))
+        self.show({f'{TRIAL}/{name}': r for name, r in self.readers.items()}, self._bests)
         self._shown = time.monotonic()
+
+    def _bests(self) -> Bests:
+        "The best validation of all generations, for alerts"
+        found = choose_final(TRIAL, [(n, s, m) for n, v in self.ledger.validations.items() for s, m in v])
+        if found is None: return ()
+        name = found.subject.split('/')[1]
+        return [(found.subject, m) for s, m in self.ledger.validations[name] if s == found.step]
 
 # %% ../../nbs/tuner/66d_generation_loop.ipynb #35a726bb
 def generation_row(study: GenerationStudy, g: Generation, working: bool) -> TrialRow:
@@ -226,7 +235,7 @@ def generation_row(study: GenerationStudy, g: Generation, working: bool) -> Tria
 def run_generations(
     settings: RunSettings,
     view: StudyView | None = None,  # shows the study; None prints sentences
-    trainer: Sequence[str] = TRAINER,  # program that trains, and its first words
+    trainer: Sequence[str] | None = None,  # program that trains, and its first words; that of the settings, or else ours
     prepare: Prepare = prepare_data,
     poll: float = 0.1,  # seconds between looks at the trainer
 ) -> StudyResult:
@@ -235,19 +244,13 @@ def run_generations(
     generation_rules(settings), searched(settings)  # refuse before anything is begun
     with opened(settings, view, prepare) as (data, signals):
         keep_data(settings, data)
-        study = GenerationStudy(settings, data, view, trainer, poll, signals)
+        study = GenerationStudy(settings, data, view, trainer or settings.core_engine.trainer or TRAINER, poll, signals)
         save_settings(study.folder / 'config.yaml', settings)
-        study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
-        status = 'KILLED'
-        try:
+        with study.at_work(study.engine.close):
             final = study.run()
-            status = 'FINISHED' if final else 'FAILED'
             if final is None: raise TTSTunerError(f'Study "{settings.study}" has no winner: nothing was validated. {study.folder / TRIAL} says more.')
             study.tracker.finish(TRIAL, 'FINISHED')
             model = study.hand_over(final)
             view.update(study.rows())
-        finally:
-            study.engine.close()
-            study.tracker.close(status)
     metrics = next(m for s, m in study.ledger.validations[final.subject.split('/')[1]] if s == final.step)
     return StudyResult(settings.folder, final.subject, final, dict(metrics), model, study.rows(), time.monotonic() - begun, data.corpus)

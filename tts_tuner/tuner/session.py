@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config.contracts import Decision, Evidence
-from ..config.errors import UserError
+from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
 from ..config.settings import RunSettings, check_same_study, flat_values, load_settings
 from .audit import recorded
-from .book import Book, noted_signals, study_lock
+from .book import Book, StudyStopped, noted_signals, study_lock
 from .climb import OutOfTime
+from .onlookers import Onlookers, onlookers
 from .registry import hand_over, registry_parts
+from .study_alerts import Bests, study_masker
 from .tracker import Tracker
 from .trainer_wrapper import Ending, TrainerJob
 from .trials import MetricsReader, StudyView, TrialRow
@@ -103,10 +105,40 @@ class Session:
     def __init__(self, settings: RunSettings, data: Data, view: StudyView, signals: list[int]) -> None:
         self.settings, self.data, self.view, self.signals = settings, data, view, signals
         self.folder, self.max_steps = settings.folder, settings.base_hparams().max_steps
+        self.masker = study_masker(settings.security)  # takes out of everything that leaves what must not be seen
         self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
         self.tracker = Tracker(settings.tracking, self.folder, view.say, *registry_parts(settings))
         self.readers: dict[str, MetricsReader] = {}  # of each run
+        self.onlookers: Onlookers | None = None  # while it is at work
         self.deadline = time.monotonic() + settings.timeout_seconds
+
+    @contextlib.contextmanager
+    def at_work(
+        self,
+        close: Callable[[], None] = lambda: None,  # called at the end, whatever it is; the engine's
+    ) -> Iterator[None]:
+        "Tracker and onlookers, while the study is at work; how it ended is told to both"
+        self.tracker.start(self.settings.study, self.masker.mask_all(flat_values(self.settings)), {'digest': self.data.digest})
+        status = 'KILLED'
+        try:
+            with onlookers(self.settings, self.book, self.view.say, self.masker) as self.onlookers: yield
+            status = 'FINISHED'
+        except StudyStopped: raise
+        except TTSTunerError:
+            status = 'FAILED'
+            raise
+        finally:
+            self.onlookers = None
+            close()
+            self.tracker.close(status)
+
+    def show(
+        self,
+        runs: Mapping[str, MetricsReader],  # by the name of their folder below the study's: "t003/g001"
+        bests: Callable[[], Bests] = lambda: (),  # best validation of each run so far
+    ) -> None:
+        "Let the onlookers look"
+        if self.onlookers: self.onlookers.look({name: (self.folder / name, reader) for name, reader in runs.items()}, bests)
 
     def run_dir(self, subject: str) -> Path:
         "Folder of a trial's only generation, or of the generation that is named: t003, t000/g002"
