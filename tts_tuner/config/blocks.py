@@ -89,6 +89,8 @@ class CoreEngine(Strict):
     workers: int | Literal['auto'] = Field(default='auto', description='trials side by side; auto is one for each GPU, or else for each core')
     cluster: str | None = Field(default=None, description='address of a Ray cluster whose machines train, auto for the one of this machine; null trains here')
     restarts: int = Field(default=1, ge=0, description='times a trainer that died unexpectedly is started again')
+    orphans: Literal['adopt', 'end'] = Field(default='adopt', description='trainers that a killed tuner left at work: go on with them, or end and restart them')
+    hang_after: float = Field(default=600.0, gt=0, description='seconds without a step or a sign of life until a trainer counts as hung')
     resume_from_checkpoint: bool = Field(default=True, description='a study that exists is continued; false refuses to touch it')
     trainer: tuple[str, ...] | None = Field(default=None, description='command of another training program, word by word; null is tts-tune train')
     storage: str | None = reference(None, 'where proposals are kept; null is study.journal in the folder of the study, or a database URL')

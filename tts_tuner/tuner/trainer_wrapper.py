@@ -21,6 +21,8 @@ from typing import Any, Literal, Protocol
 
 from ..config.errors import TTSTunerError
 from ..config.hparams import format_overrides
+from ..config.secrets import without_secrets
+from .alert_places import VARIABLES
 from .trials import has_checkpoint, read_status
 
 # %% auto #0
@@ -199,7 +201,7 @@ class TrainerProcess:
             log.flush()
             try:
                 return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                                        env={**os.environ, 'PYTHONUNBUFFERED': '1', **self.job.environment})
+                                        env={**without_secrets(os.environ, VARIABLES), 'PYTHONUNBUFFERED': '1', **self.job.environment})
             except OSError as e: raise TTSTunerError(f'The trainer cannot be started ({e.strerror}: {command[0]}).') from e
 
     @property
