@@ -23,10 +23,11 @@ from .early_stop import RunWatch, watch_for
 from .engine import Trial, measured_in
 from .engines import open_engine
 from .fleet import Fleet
+from .launcher import open_launcher
 from .rungs import Standing
 from .session import Data, Prepare, Session, StudyResult, keep_data, opened, prepare_data, study_facts
 from .space import describe
-from .trainer_wrapper import TRAINER, TrainerJob, TrainerProcess, count_cores, count_gpus, worker_environments
+from .trainer_wrapper import TRAINER, TrainerJob, TrainerProcess
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
 # %% auto #0
@@ -71,9 +72,8 @@ class Study(Session):
         self.watches: dict[str, RunWatch] = {}
         self.goal: dict[str, int] = {}  # step each trial is being brought to
         self._shown, self.controller = 0.0, EarlyStopController(controller_rules(settings))
-        gpus = 0 if settings.base_hparams().device == 'cpu' else count_gpus()
-        self.fleet = Fleet(worker_environments(settings.workers, gpus, count_cores()), trainer, self.restart, self.stop, self._tick, poll,
-                           enough=self._enough)
+        launcher = open_launcher(settings.core_engine.cluster, settings.base_hparams().device != 'cpu')
+        self.fleet = Fleet(launcher.shares(settings.workers), trainer, self.restart, self.stop, self._tick, poll, enough=self._enough, launcher=launcher)
 
     def _know(self) -> None:
         "Take in the engine's trials"
