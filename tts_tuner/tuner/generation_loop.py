@@ -17,14 +17,13 @@ from ..config.errors import TTSTunerError
 from ..config.settings import RunSettings, save_settings
 from .climb import OutOfTime
 from .engines import open_engine
-from .fleet import Fleet
 from .generations import Generation, choose_final, decide_failure, goal, next_point, settles
 from .ledger import TRIAL, Ledger, checkpoint_at, generation_rules, missed, read_generations, searched, second_name, write_generation
 from .param_scheduler import next_run
 from .session import Data, Prepare, Session, StudyResult, keep_data, opened, prepare_data
 from .study_alerts import Bests
-from .trainer_wrapper import (
-    TRAINER, Ending, TrainerJob, TrainerProcess, count_cores, count_gpus, find_trainer, stop_trainers, worker_environments)
+from .study_store import Patience
+from .trainer_wrapper import TRAINER, Ending, TrainerJob, TrainerProcess, find_trainer, stop_trainers
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, last_numbers, saved_step
 
 # %% auto #0
@@ -38,10 +37,8 @@ class GenerationStudy(Session):
         super().__init__(settings, data, view, signals)
         self.trainer, self.poll, self.ledger = trainer, poll, Ledger(settings)
         narrowed, said = searched(settings)
-        self.engine = open_engine(narrowed)
+        self.engine = open_engine(narrowed, patience=Patience(say=view.say))
         self._shown, self._looked, self._decided = 0.0, 0, None  # type: float, int, Decision | None
-        gpus = 0 if settings.base_hparams().device == 'cpu' else count_gpus()
-        self.environments = worker_environments(1, gpus, count_cores())
         for g in read_generations(self.folder): self._take(g)
         for sentence in (*said, *self.engine.notes) if not self.ledger.generations else (): view.say(sentence)
 
@@ -96,15 +93,15 @@ class GenerationStudy(Session):
 
     def _job(self, g: Generation) -> TrainerJob:
         name = f'{TRIAL}/{g.name}'
-        return TrainerJob(name, self.run_dir(name), self.data.corpus, self.settings.preset, g.overrides, None, self.data.cache)
+        return TrainerJob(name, self.run_dir(name), self.data.corpus, self.settings.preset, g.overrides, None, self.data.cache, ranks=self.ranks)
 
     def _train(self, g: Generation) -> Decision:
         "Let a generation train until it is over; its end is on record then"
         job, self._decided, self._looked = self._job(g), None, g.begun
         start = job.run_dir / 'start.pt'
         words = [*self.trainer, '--checkpoint-path', str(start)] if g.parent else self.trainer
-        fleet = Fleet(self.environments, words, self.restart, self.stop, self._tick, self.poll, enough=self._enough)
-        try: ending = fleet.run([job], self.ledger.max_steps)[job.trial]
+        trainers = self.fleet(words, self._tick, self._enough, self.poll, workers=1)
+        try: ending = trainers.run([job], self.ledger.max_steps)[job.trial]
         finally: self._forward(g.name)
         if self._decided is None: self._look(g, over=True)  # what the trainer wrote last
         if self._decided is None: self._settle(self.ledger.finished(g.name) if ending.verdict == 'done' else self._failure(g, ending))

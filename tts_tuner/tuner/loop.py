@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..config.contracts import Decision
 from ..config.errors import TTSTunerError, UserError
-from ..config.settings import RunSettings, flat_values, load_settings, save_settings
+from ..config.settings import RunSettings, load_settings, save_settings
 from .book import Book
 from .budgets import Plan, budget_plan, extend, ladder_of, plan_in, plan_to_json
 from .climb import OutOfTime, climb
@@ -22,11 +22,10 @@ from .controller import EarlyStopController, cohort_cycle, controller_rules
 from .early_stop import RunWatch, watch_for
 from .engine import Trial, measured_in
 from .engines import open_engine
-from .fleet import Fleet
-from .launcher import open_launcher
 from .rungs import Standing
 from .session import Data, Prepare, Session, StudyResult, keep_data, opened, prepare_data, study_facts
 from .space import describe
+from .study_store import Patience
 from .trainer_wrapper import TRAINER, TrainerJob, TrainerProcess
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, best_standing, checkpoint_of, last_numbers, saved_step, standing_at
 
@@ -64,7 +63,7 @@ class Study(Session):
 
     def __init__(self, settings: RunSettings, data: Data, view: StudyView, trainer: Sequence[str], poll: float, signals: list[int]) -> None:
         super().__init__(settings, data, view, signals)
-        self.engine = open_engine(settings)
+        self.engine = open_engine(settings, patience=Patience(say=view.say))
         for note in self.engine.notes: view.say(note)
         self.plan = keep_facts(settings, data, self.engine.limit)
         save_settings(self.folder / 'config.yaml', settings)  # not before: a corpus that cannot be read begins no study
@@ -72,8 +71,7 @@ class Study(Session):
         self.watches: dict[str, RunWatch] = {}
         self.goal: dict[str, int] = {}  # step each trial is being brought to
         self._shown, self.controller = 0.0, EarlyStopController(controller_rules(settings))
-        launcher = open_launcher(settings.core_engine.cluster, settings.base_hparams().device != 'cpu')
-        self.fleet = Fleet(launcher.shares(settings.workers), trainer, self.restart, self.stop, self._tick, poll, enough=self._enough, launcher=launcher)
+        self.trainers = self.fleet(trainer, self._tick, self._enough, poll)
 
     def _know(self) -> None:
         "Take in the engine's trials"
@@ -102,8 +100,9 @@ class Study(Session):
         until = None if step >= self.max_steps else step
         passed = lambda n: min(self.readers[n].step, saved_step(self.run_dir(n))) >= step  # numbers without a checkpoint do not count
         todo = [n for n in able if not self._enough(n) and (until is None or not passed(n))]
-        jobs = [TrainerJob(n, self.run_dir(n), self.data.corpus, self.settings.preset, self.trials[n].overrides, until, self.data.cache) for n in todo]
-        try: endings = self.fleet.run(jobs, step)
+        jobs = [TrainerJob(n, self.run_dir(n), self.data.corpus, self.settings.preset, self.trials[n].overrides, until, self.data.cache, ranks=self.ranks)
+                for n in todo]
+        try: endings = self.trainers.run(jobs, step)
         finally: self._forward(able)
         lost |= {n: e.reason for n, e in endings.items() if e.verdict not in ('done', 'ended')}
         for n in able: self._enough(n)  # what a trainer wrote last
@@ -168,6 +167,7 @@ class Study(Session):
         if not now and time.monotonic() - self._shown < 1: return
         for n in working: self.readers[n].read()
         self.view.update(self.rows(working))
+        self.show({f'{n}/g001': self.readers[n] for n in self.trials}, lambda: [(s.trial, s.metrics) for s in self.best_so_far() if not s.failure])
         self._shown = time.monotonic()
 
 # %% ../../nbs/tuner/65_loop.ipynb #2341e16d
@@ -191,26 +191,20 @@ def _row(study: Study, t: Trial, working: bool) -> TrialRow:
 def run_study(
     settings: RunSettings,
     view: StudyView | None = None,  # shows the study; None prints sentences
-    trainer: Sequence[str] = TRAINER,  # program that trains, and its first words
+    trainer: Sequence[str] | None = None,  # program that trains, and its first words; that of the settings, or else ours
     prepare: Prepare = prepare_data,
     poll: float = 0.1,  # seconds between looks at the trainers
 ) -> StudyResult:
     "Run a study, or go on with it; StudyStopped when it was asked to stop, TTSTunerError when no trial could be trained"
     view, begun = view or PlainView(), time.monotonic()
     with opened(settings, view, prepare) as (data, signals):
-        study = Study(settings, data, view, trainer, poll, signals)
-        study.tracker.start(settings.study, flat_values(settings), {'digest': data.digest})
-        status = 'KILLED'
-        try:
+        study = Study(settings, data, view, trainer or settings.core_engine.trainer or TRAINER, poll, signals)
+        with study.at_work(study.engine.close):
             final = climb(study.plan, settings.rungs, study.measure, study.record, study.best_so_far, study.ended, study.enough)
-            status = 'FINISHED' if final else 'FAILED'
             if final is None:
                 why = next((w for n in study.trials if (w := study.book.failure(n))), 'none was validated before time ran out')
                 raise TTSTunerError(f'Study "{settings.study}" has no winner: {why.rstrip(".")}. Each trial\'s train.log says more.')
             model = study.hand_over(final)
-        finally:
-            study.engine.close()
-            study.tracker.close(status)
     best = best_standing(final.subject, study.readers[final.subject])
     return StudyResult(settings.folder, final.subject, final, dict(best.metrics), model, study.rows({}), time.monotonic() - begun, data.corpus)
 

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..config.contracts import Decision
 from ..config.errors import TTSTunerError
 from ..config.masking import Masker
 from ..config.settings import RunSettings

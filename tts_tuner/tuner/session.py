@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from ..config.settings import RunSettings, check_same_study, flat_values, load_s
 from .audit import recorded
 from .book import Book, StudyStopped, noted_signals, study_lock
 from .climb import OutOfTime
+from .fleet import Fleet
+from .launcher import open_launcher
+from .lease import Limits
 from .onlookers import Onlookers, onlookers
 from .registry import hand_over, registry_parts
 from .study_alerts import Bests, study_masker
@@ -93,6 +96,8 @@ def opened(
     with study_lock(settings.folder):
         config, audit, subject = settings.folder / 'config.yaml', registry_parts(settings)[0], f'study {settings.study}'
         if config.exists():
+            if not settings.core_engine.resume_from_checkpoint:
+                raise UserError(f'{settings.folder} holds a study already, and core_engine.resume_from_checkpoint is false; give another --study name.')
             check_same_study(earlier := load_settings(config), settings)
             if audit: audit.settings_changed(subject, flat_values(earlier), flat_values(settings))
         data = prepare(settings, view.say)
@@ -143,6 +148,27 @@ class Session:
     def run_dir(self, subject: str) -> Path:
         "Folder of a trial's only generation, or of the generation that is named: t003, t000/g002"
         return self.folder / (subject if '/' in subject else f'{subject}/g001')
+
+    def fleet(
+        self,
+        trainer: Sequence[str],  # program that trains, and its first words
+        tick: Callable[[dict[str, Any]], None],  # called between looks
+        enough: Callable[[str], str],  # why a trial need not or cannot go on
+        poll: float,  # seconds between looks
+        workers: int | str | None = None,  # side by side; as the settings have it when not given
+    ) -> Fleet:
+        "Trainers side by side, where and within the limits that the settings name"
+        core, gpu = self.settings.core_engine, self.settings.base_hparams().device != 'cpu'
+        launcher = open_launcher(core.cluster, gpu)
+        shares = launcher.shares(self.settings.workers if workers is None else workers, self.ranks)
+        if (most := self.settings.resources.gpu.max_gpus) and 'CUDA_VISIBLE_DEVICES' in shares[0]: shares = shares[:max(1, most // self.ranks)]
+        return Fleet(shares, trainer, self.restart, self.stop, tick, poll, enough=enough, orphans=core.orphans, limits=Limits(stuck=core.hang_after),
+                     launcher=launcher)
+
+    @property
+    def ranks(self) -> int:
+        "Processes that train one trial together"
+        return self.settings.resources.distributed.world_size
 
     def restart(self, job: TrainerJob, ended: Ending) -> bool:
         "Start a trainer that died again, if that is still allowed"
