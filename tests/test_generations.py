@@ -276,7 +276,7 @@ def test_cohorts_without_gain_end_a_study_of_trials(tmp_path):
 def test_killed_at_random_moments(tmp_path):
     "Tuner and trainer killed again and again: no generation is lost or trained twice, and the record decides the same again"
     settings, rng = make(tmp_path), random.Random(5)
-    for _ in range(3):
+    for _ in range(2):
         process = drive(settings, tmp_path, FAKE_PACE='0.01')
         time.sleep(1.0 + rng.random())
         process.kill()
@@ -319,7 +319,7 @@ def test_stopped_and_gone_on_with(tmp_path):
 
 def test_time_runs_out_and_more_is_given(tmp_path, monkeypatch):
     monkeypatch.setenv('FAKE_PACE', '0.02')
-    first = go(settings := make(tmp_path, timeout='2s'))
+    first = go(settings := make(tmp_path, timeout='1s'))
     assert first.best_model.exists() and any(d.subject == 'study' and 'over' in d.reason for d in timeless(settings.folder)) and first.decision.step < 200
     monkeypatch.setenv('FAKE_PACE', '0.001')
     later = go(make(tmp_path, timeout='1h'))

@@ -16,6 +16,7 @@ from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError
 from ..config.settings import RunSettings, save_settings
 from .climb import OutOfTime
+from .engine import measured_in
 from .engines import open_engine
 from .generations import Generation, choose_final, decide_failure, goal, next_point, settles
 from .ledger import TRIAL, Ledger, checkpoint_at, generation_rules, missed, read_generations, searched, second_name, write_generation
@@ -85,7 +86,9 @@ class GenerationStudy(Session):
         if found := find_trainer(run_dir): stop_trainers([TrainerProcess(self._job(g), self.trainer, adopt=found)])
         self._read(g.name)
         failed, own = ended.evidence[0].source != 'generations', [s for s, _ in self.ledger.validations[g.name] if s <= ended.step]
-        if g.number is not None: self.engine.tell(g.number, *(('fail',) if failed or not own else ('complete', self.ledger.seen(g.name).rate(ended.step))))
+        if g.number is not None:
+            measured = measured_in(m for _, m in self.readers[g.name].validations())
+            self.engine.tell(g.number, *(('fail', None) if failed or not own else ('complete', self.ledger.seen(g.name).rate(ended.step))), measured)
         self.book.record(self.ledger.controller.end(self.ledger.cycle(g.name, ended.step)))
         self._forward(g.name)
         self.tracker.tag(name, {'tts_tuner.end': ended.reason})
