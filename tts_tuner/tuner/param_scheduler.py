@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.contracts import Change
-from ..config.hparams import create_hparams, format_overrides
+from ..config.hparams import OWN, create_hparams, format_overrides
 from ..training.takeover import taken_over, takeover
 
 # %% auto #0
@@ -51,8 +51,10 @@ def next_run(
     why: str,  # a sentence for the records
 ) -> NextRun:
     "How a training goes on with other settings; UserError when they are not settings"
-    there, here = create_hparams(preset, old), create_hparams(preset, new)
-    found = takeover(there, here)
-    back = format_overrides({k: a for k, (a, _) in (*found.changed.items(), *found.fresh.items())})
-    changes = tuple(Change(k, a, b, why, step + 1, back) for k, (a, b) in (*found.changed.items(), *found.fresh.items()))
+    known = lambda values: {k: v for k, v in values.items() if not k.startswith(OWN)}
+    found = takeover(create_hparams(preset, known(old)), create_hparams(preset, known(new)))
+    own = {k: (old.get(k), new.get(k)) for k in {**old, **new} if k.startswith(OWN) and old.get(k) != new.get(k)}  # what another model does with them is its own affair
+    differing = (*found.changed.items(), *found.fresh.items(), *own.items())
+    back = format_overrides({k: a for k, (a, _) in differing})
+    changes = tuple(Change(k, a, b, why, step + 1, back) for k, (a, b) in differing)
     return NextRun(format_overrides(new), changes, found.words)

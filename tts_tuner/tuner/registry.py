@@ -36,7 +36,9 @@ def hand_over(
     if raw[:2] not in (b'PK', b'\x1f\x8b'): return write_atomic(target, raw)  # the file of another trainer: ours are torch's archives, gzipped or not
     from tts_tuner.training.checkpoint import load_checkpoint, model_only, save_checkpoint
 
-    return save_checkpoint(target, model_only(load_checkpoint(best)))
+    state = load_checkpoint(best)
+    if 'own' in state: return write_atomic(target, raw)  # a model of another kind knows itself what it needs
+    return save_checkpoint(target, model_only(state))
 
 # %% ../../nbs/tuner/64_registry.ipynb #21d4f07d
 VOICE = 'best_model.pt'  # name of the file in the artifact store
