@@ -88,7 +88,8 @@ class GenerationStudy(Session):
         failed, own = ended.evidence[0].source != 'generations', [s for s, _ in self.ledger.validations[g.name] if s <= ended.step]
         if g.number is not None:
             measured = measured_in(m for _, m in self.readers[g.name].validations())
-            self.engine.tell(g.number, *(('fail', None) if failed or not own else ('complete', self.ledger.seen(g.name).rate(ended.step))), measured)
+            rate = None if failed or not own else self.ledger.seen(g.name).rate(ended.step)
+            self.engine.tell(g.number, 'fail' if rate is None else 'complete', rate, measured)
         self.book.record(self.ledger.controller.end(self.ledger.cycle(g.name, ended.step)))
         self._forward(g.name)
         self.tracker.tag(name, {'tts_tuner.end': ended.reason})
