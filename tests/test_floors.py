@@ -19,7 +19,8 @@ TOP = 7  # cli, report, doctor and what they are made of
 HEAVY = {'mlflow', 'optuna', 'matplotlib', 'librosa', 'soundfile', 'soxr', 'scipy', 'tensorboard', 'omegaconf', 'pydantic', 'rich', 'typer', 'jinja2', 'pandas',
     'sklearn', 'psutil', 'espeakng_loader', 'yaml', 'pesq', 'pystoi', 'IPython', 'apprise', 'ray', 'hyperopt', 'wandb', 'statsmodels', 'ruptures', 'speechmos', 'onnxruntime'}
 COMMAND = ['command.py', *sorted(p.name for p in package.glob('cli*.py'))]
-ALLOWED = {'config/settings.py': {'pydantic', 'omegaconf'}, 'live.py': {'rich'}, **{f: {'typer'} for f in COMMAND}}
+SETTINGS = ('settings', 'blocks', 'dimension', 'provenance', 'run_settings', 'surroundings')
+ALLOWED = {**{f'config/{name}.py': {'pydantic', 'omegaconf'} for name in SETTINGS}, 'live.py': {'rich'}, **{f: {'typer'} for f in COMMAND}}
 NUMPY_ONLY = ('quality', 'signals')  # no torch there
 
 

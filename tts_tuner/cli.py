@@ -32,7 +32,7 @@ from tts_tuner.cli_settings import (
     Trials,
     Words,
     Workers,
-    line_settings,
+    line_trace,
 )
 from .cli_start import demonstration
 from .command import answer, app, typed, verb
@@ -67,8 +67,12 @@ def run(
     """Build a voice: data, training, tuning, report.
 
     A study that was interrupted goes on where it was when the same command is given again."""
-    settings = line_settings(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
-                         timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed, mode=mode)
+    from tts_tuner.config.provenance import remarks
+
+    traced = line_trace(config, words, hparams, corpus, workers, tracking, study=study, trials=trials, max_trials=max_trials,
+                        timeout=timeout, auto_deploy_best=auto_deploy_best, preset=preset, seed=seed, mode=mode)
+    settings = traced.settings
+    for sentence in remarks(traced): print(sentence)
     if settings.corpus is None: demonstration(Path(settings.data) / 'demo')
     from tts_tuner.facts import closing_words, read_study
     from tts_tuner.live import LiveView

@@ -16,7 +16,7 @@ from .config.errors import UserError
 
 # %% auto #0
 __all__ = ['ConfigFile', 'CorpusFolder', 'StudyName', 'Trials', 'MaxTrials', 'Timeout', 'Preset', 'Fixed', 'Mode', 'Workers',
-           'Seed', 'Deploy', 'Track', 'Words', 'line_trace', 'line_settings']
+           'Seed', 'Deploy', 'Track', 'Words', 'line_trace']
 
 # %% ../nbs/89a_cli_settings.ipynb #b529a54f
 ConfigFile = Annotated[Path | None, typer.Option('--config', help='YAML file with settings of the study; `tts-tune config show` prints one.')]
@@ -52,8 +52,3 @@ def line_trace(
     enabled = dict(enabled=tracking == 'mlflow') if tracking else None
     return trace_settings(config, words or [], hparams, corpus=str(corpus) if corpus else None, tracking=enabled,
                           workers=int(workers) if workers and workers.isdigit() else workers, **flags)
-
-
-def line_settings(*given: Any, **flags: Any) -> Any:
-    "Settings alone, of what `line_trace` takes"
-    return line_trace(*given, **flags).settings

@@ -23,12 +23,16 @@ from .config.contracts import Decision
 from .config.errors import TTSTunerError, UserError
 from .config.files import write_atomic
 from .config.hparams import PRESETS, HParams, create_hparams, from_dict, hparam_fields, to_dict
+from .config.masking import Masker
+from .config.settings import load_settings
+from .config.surroundings import Security
 from .facts import StudyFacts, TrialFacts, read_study
 from .live import clock
 from .page import render
 from .pictures import Line, attention_svg, curves_svg, mel_picture, wav_uri
 from .tuner.account import account_of
 from .tuner.budgets import budget_plan
+from .tuner.study_alerts import study_masker
 from .verdicts import PHASES, phase_pictures, remarks, standing, trial_verdicts
 
 # %% auto #0
@@ -275,7 +279,6 @@ def importance(study: StudyFacts) -> tuple[list[tuple[str, float]], str]:
     config = study.folder / 'config.yaml'
     few = 'Too few trials were measured to say which setting mattered; the table of trials above shows what was tried.'
     if not config.is_file(): return [], few
-    from tts_tuner.config.settings import load_settings
     from tts_tuner.tuner.engines import open_engine
 
     try:
@@ -328,8 +331,8 @@ def _story_of_generations(study: StudyFacts) -> list[str]:
     back = sum(d.kind == 'rollback' for d in ended)
     if not study.trials: return ['The study has begun; the training has left no number yet.']
     undone = f' {_plural(back, "generation")} had done worse than the one before and {"was" if back == 1 else "were"} taken back.' if back else ''
-    return [f'One training learned to speak, in {_plural(len(study.trials), "generation")}. At each of its pauses it was asked whether other settings would bring '
-            f'it on faster; where they were tried, it was stopped after a checkpoint and started again from there.{undone} '
+    return [f'One training learned to speak, in {_plural(len(study.trials), "generation")}. At each of its pauses it was asked whether other settings '
+            f'would bring it on faster; where they were tried, it was stopped after a checkpoint and started again from there.{undone} '
             'The winner was chosen by its score on sentences that it spoke by itself.']
 
 
@@ -437,10 +440,17 @@ def content(study: StudyFacts) -> dict[str, Any]:
         facts=fact_rows(study, corpus),
         rejected=[(r.get('id', ''), r.get('reason', '')) for r in corpus.get('rejected', [])],
         trials_words=f'{w.name} is drawn thick. Point at a row of the table to light its curves up.' if w else 'No trial has left a number yet.',
-        budget=budget, budget_words=budget_words, curves=curves(study), trials=trial_rows(study), importance=shares, importance_words=belief, winner_settings=winner_settings(study),
+        budget=budget, budget_words=budget_words, curves=curves(study), trials=trial_rows(study),
+        importance=shares, importance_words=belief, winner_settings=winner_settings(study),
         decisions=decision_rows(study.decisions, names),
         decisions_words='In the order in which they were taken. Open a line to see the evidence it rests on.' if study.decisions else 'None was taken yet.',
         go_on=go_on(study), footer=f'Written by tts_tuner on {time.strftime("%d %B %Y, %H:%M")} from {study.folder}. This file needs nothing else.')
+
+
+def _masker(study: StudyFacts) -> Masker:
+    "What must not be seen on the page: tokens, and what the study's settings ask for"
+    try: return study_masker(load_settings(study.folder / 'config.yaml').security)
+    except TTSTunerError: return study_masker(Security())  # settings of another version, or none: tokens at least
 
 
 def make_report(
@@ -448,4 +458,4 @@ def make_report(
 ) -> Path:  # report.html in it
     "Write the study's report: one file that opens anywhere"
     study = read_study(folder)
-    return write_atomic(study.folder / 'report.html', render(content(study)))
+    return write_atomic(study.folder / 'report.html', _masker(study).mask(render(content(study))))

@@ -201,8 +201,8 @@ class Constraints(Strict):
 
 class Generations(Strict):
     "One training, restarted with better settings"
-    count: int = Field(default=8, ge=1, description='generations at most')
-    steps: int | None = Field(default=None, ge=1, description='steps of a generation; null divides max_steps by count')
+    count: int = Field(default=8, ge=1, description='generations with settings of their own; returns to earlier ones are not counted')
+    steps: int | None = Field(default=None, ge=1, description='steps of a generation; null divides max_steps by count + 1')
     start: Literal['best', 'last'] = Field(default='best', description='checkpoint of the parent that the next generation begins with')
     rollback_margin: float = Field(default=0.02, ge=0, le=1, description='a score lower than the parent by more than this, at equal steps, goes back to it')
 

@@ -161,6 +161,7 @@ class HParams(_MachineHParams):
         return ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
 
 # %% ../../nbs/config/02_hparams.ipynb #bf7bf3af
+@functools.cache  # asked for at every check of every field
 def hparam_fields() -> dict[str, dataclasses.Field]:
     "Every field of `HParams` by name, with its metadata"
     return {f.name: f for f in dataclasses.fields(HParams)}

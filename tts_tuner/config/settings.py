@@ -281,8 +281,9 @@ def save_settings(
 
 # %% ../../nbs/config/05_settings.ipynb #faa497e5
 _FREE = ('core_engine.name', 'core_engine.version', 'core_engine.components', 'core_engine.study', 'core_engine.runs', 'core_engine.data',
-         'core_engine.n_trials', 'core_engine.max_trials', 'core_engine.timeout', 'core_engine.workers', 'core_engine.cluster', 'core_engine.orphans', 'core_engine.hang_after', 'core_engine.restarts',
-         'core_engine.resume_from_checkpoint', 'monitoring', 'early_stopping.tuner_patience', 'early_stopping.tuner_min_delta',
+         'core_engine.n_trials', 'core_engine.max_trials', 'core_engine.timeout', 'core_engine.workers', 'core_engine.cluster', 'core_engine.restarts',
+         'core_engine.orphans', 'core_engine.hang_after', 'core_engine.resume_from_checkpoint', 'monitoring',
+         'early_stopping.tuner_patience', 'early_stopping.tuner_min_delta',
          'early_stopping.quality_gates', 'experiment_tracking.model_registry', 'experiment_tracking.artifact_store', 'experiment_tracking.metadata',
          'cicd', 'security', 'optimization.generations.count')
 

@@ -53,7 +53,7 @@ def next_run(
     "How a training goes on with other settings; UserError when they are not settings"
     known = lambda values: {k: v for k, v in values.items() if not k.startswith(OWN)}
     found = takeover(create_hparams(preset, known(old)), create_hparams(preset, known(new)))
-    own = {k: (old.get(k), new.get(k)) for k in {**old, **new} if k.startswith(OWN) and old.get(k) != new.get(k)}  # what another model does with them is its own affair
+    own = {k: (old.get(k), new.get(k)) for k in {**old, **new} if k.startswith(OWN) and old.get(k) != new.get(k)}  # for another model
     differing = (*found.changed.items(), *found.fresh.items(), *own.items())
     back = format_overrides({k: a for k, (a, _) in differing})
     changes = tuple(Change(k, a, b, why, step + 1, back) for k, (a, b) in differing)
