@@ -110,6 +110,7 @@ class Session:
     def __init__(self, settings: RunSettings, data: Data, view: StudyView, signals: list[int]) -> None:
         self.settings, self.data, self.view, self.signals = settings, data, view, signals
         self.folder, self.max_steps = settings.folder, settings.base_hparams().max_steps
+        self.launcher = open_launcher(settings.core_engine.cluster, settings.base_hparams().device != 'cpu')  # a cluster that does not answer begins no study
         self.masker = study_masker(settings.security)  # takes out of everything that leaves what must not be seen
         self.book = Book(self.folder / 'decisions.jsonl', lambda d: view.say(d.reason))
         self.tracker = Tracker(settings.tracking, self.folder, view.say, *registry_parts(settings))
@@ -158,12 +159,11 @@ class Session:
         workers: int | str | None = None,  # side by side; as the settings have it when not given
     ) -> Fleet:
         "Trainers side by side, where and within the limits that the settings name"
-        core, gpu = self.settings.core_engine, self.settings.base_hparams().device != 'cpu'
-        launcher = open_launcher(core.cluster, gpu)
-        shares = launcher.shares(self.settings.workers if workers is None else workers, self.ranks)
+        core = self.settings.core_engine
+        shares = self.launcher.shares(self.settings.workers if workers is None else workers, self.ranks)
         if (most := self.settings.resources.gpu.max_gpus) and 'CUDA_VISIBLE_DEVICES' in shares[0]: shares = shares[:max(1, most // self.ranks)]
         return Fleet(shares, trainer, self.restart, self.stop, tick, poll, enough=enough, orphans=core.orphans, limits=Limits(stuck=core.hang_after),
-                     launcher=launcher)
+                     launcher=self.launcher)
 
     @property
     def ranks(self) -> int:
