@@ -80,6 +80,7 @@ def status(
         from json import dumps
 
         print(dumps(dict(study=str(found.folder), state=found.state, tuner=found.tuner, free_bytes=found.free_bytes, quiet_seconds=found.quiet_seconds,
+                         leader=found.leader, numbers=dict(found.numbers),
                          rows=[asdict(r) for r in found.rows], decisions=[d.reason for d in found.decisions][-last:] if last else []), indent=1))
         return
     from rich.console import Console
@@ -88,6 +89,7 @@ def status(
 
     print(found.words())
     Console(width=None if sys.stdout.isatty() else 160).print(table(found.rows))
+    if found.numbers: print(f'{found.leader}: ' + ', '.join(f'{k} {v:.4g}' for k, v in found.numbers.items()))
     for d in found.decisions[-last:] if last else (): print(f'- {d.reason}')
     if found.quiet_seconds is not None: print(f'Last number {clock(found.quiet_seconds)} ago.')
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .config.contracts import Decision
 from .config.errors import TTSTunerError
 from .config.settings import RunSettings, load_settings
+from .config.surroundings import Metrics
 from .facts import StudyFacts, TrialFacts, read_study
 from .tuner.book import tuner_of
 from .tuner.budgets import Plan, budget_plan
+from .tuner.metrics_store import MetricsHistory
 from .tuner.space import describe, trial_overrides
 from .tuner.trials import MetricsReader, TrialRow, last_numbers, read_status
 
@@ -85,6 +88,8 @@ class StudyStatus:
     decisions: tuple[Decision, ...]  # all of them, in order
     free_bytes: int  # room left on its disk
     quiet_seconds: float | None  # since anything was written; None before the first number
+    leader: str = ''  # the winner, or who leads
+    numbers: Mapping[str, float] = field(default_factory=dict)  # its newest, in the order that the settings name them
 
     @property
     def state(self) -> str:
@@ -101,6 +106,16 @@ class StudyStatus:
         return f'{self.folder} {doing}: {", ".join(parts)}.'
 
 
+def _numbers(study: StudyFacts) -> dict[str, float]:
+    "The newest numbers of the leader, out of the history that the tuner keeps; none where it keeps none"
+    history = study.folder / 'metrics.db'
+    if study.winner is None or not history.is_file(): return {}
+    settings, run = _settings_of(study), str(study.winner.folder.relative_to(study.folder))
+    shown = settings.monitoring.metrics if settings else Metrics()
+    latest = MetricsHistory(history).latest(of=run).get(run, {})
+    return {name: latest[name][1] for name in (shown.primary, *shown.secondary) if name in latest}
+
+
 def study_status(
     folder: str | Path,  # runs/STUDY
     now: float | None = None,  # seconds since 1970; the clock when None
@@ -110,4 +125,4 @@ def study_status(
     last = max((t.ended for t in study.trials), default=0.0)
     quiet = max(0.0, (time.time() if now is None else now) - last) if last else None
     return StudyStatus(study.folder, tuner_of(study.folder), study.finished, tuple(status_rows(study)), study.decisions,
-                       shutil.disk_usage(study.folder).free, quiet)
+                       shutil.disk_usage(study.folder).free, quiet, study.winner.name if study.winner else '', _numbers(study))
