@@ -24,7 +24,7 @@ from .param_scheduler import next_run
 from .session import Data, Prepare, Session, StudyResult, keep_data, opened, prepare_data
 from .study_alerts import Bests
 from .study_store import Patience
-from .trainer_wrapper import TRAINER, Ending, TrainerJob, TrainerProcess, find_trainer, stop_trainers
+from .trainer_wrapper import TRAINER, Ending, TrainerJob, stop_trainers
 from .trials import MetricsReader, PlainView, StudyView, TrialRow, last_numbers, saved_step
 
 # %% auto #0
@@ -83,7 +83,7 @@ class GenerationStudy(Session):
         "Nobody trains a generation that has ended; engine, controller and tracker learn what came of it"
         if ended is None: return
         name, run_dir = f'{TRIAL}/{g.name}', self.run_dir(f'{TRIAL}/{g.name}')
-        if found := find_trainer(run_dir): stop_trainers([TrainerProcess(self._job(g), self.trainer, adopt=found)])
+        if found := self.launcher.at_work(run_dir): stop_trainers([self.launcher.adopt(self._job(g), one) for one in found.values()])
         self._read(g.name)
         failed, own = ended.evidence[0].source != 'generations', [s for s, _ in self.ledger.validations[g.name] if s <= ended.step]
         if g.number is not None:
