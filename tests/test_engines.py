@@ -307,6 +307,18 @@ def test_earlier_studies(tmp_path):
     assert [t.value for t in engine.trials()] == [None] * 5 and (old.folder / 'study.journal').read_bytes() == before
 
 
+def test_a_study_of_generations_is_read_by_its_own_search(tmp_path):
+    old = RunSettings(study='one', runs=str(tmp_path), mode='generations')
+    engine = open_engine(old)
+    engine.ask(2)
+    for t in engine.trials(): engine.tell(t.number, 'complete', 0.1 * t.number)
+    save_settings(old.folder / 'config.yaml', old)
+    assert 0 < len(open_engine(old, read_only=True).plan.space) < len(old.space()), 'a training that goes on keeps its architecture'
+    new = open_engine(RunSettings(study='new', runs=str(tmp_path), optimization=dict(warm_start_from=[str(old.folder)])))
+    new.ask(3)
+    assert 'from one' in [t.role for t in new.trials()]
+
+
 def test_settings_reach_the_plan():
     settings = RunSettings(sampler='cma_es', optimization=dict(cma_es=dict(sigma0=0.2), constraints=dict(max_latency=0.5), known_good=[dict(learning_rate=4e-3)]))
     plan = plan_of(settings)

@@ -280,12 +280,10 @@ def importance(study: StudyFacts) -> tuple[list[tuple[str, float]], str]:
     few = 'Too few trials were measured to say which setting mattered; the table of trials above shows what was tried.'
     if not config.is_file(): return [], few
     from tts_tuner.tuner.engines import open_engine
-    from tts_tuner.tuner.ledger import searched
 
     try:
         settings = load_settings(config)
         if settings.storage is None and not (study.folder / 'study.journal').is_file(): return [], few
-        if settings.mode == 'generations': settings = searched(settings)[0]
         engine = open_engine(settings, study.folder, read_only=True)  # the study may be running
         shares = engine.importance()
         n = sum(1 for t in engine.trials() if t.params and t.value is not None)

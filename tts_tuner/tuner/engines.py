@@ -83,6 +83,9 @@ def open_engine(
     read_only: bool = False,  # look at a study that another process may be writing
 ) -> Engine:
     "The engine of a study, as its settings say, with what earlier studies found enqueued first"
+    from tts_tuner.tuner.ledger import searched
+
+    if settings.mode == 'generations': settings = searched(settings)[0]  # a training that goes on searches less
     said: list[str] = []
 
     def earlier() -> list[FixedTrial]:
