@@ -40,7 +40,8 @@ def main() -> None:
         left = tuned(home, 'left_alone', *common, '--trials', '1')
         found = tuned(home, 'generations', *common, '--mode', 'generations')
         made = len(list((home / 'generations' / 't000').glob('g*')))
-    metrics = {**{f'the recipe left alone: {k}': v for k, v in left.items()}, **{f'generations: {k}': v for k, v in found.items()}, 'generations: how many': made}
+    metrics = {f'{who}: {k}': v for who, got in (('the recipe left alone', left), ('generations', found)) for k, v in got.items()}
+    metrics['generations: how many'] = made
     results.save('generations on the demonstration corpus', metrics, 'generations_demo', steps=a.steps)
 
 
