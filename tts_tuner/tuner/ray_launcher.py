@@ -25,7 +25,7 @@ from .trials import read_status
 # %% auto #0
 __all__ = ['NAMESPACE', 'START', 'Seat', 'RayTrainer', 'connect', 'RayLauncher']
 
-# %% ../../nbs/tuner/63f_ray_launcher.ipynb #424dff0e
+# %% ../../nbs/tuner/63f_ray_launcher.ipynb #b0f2a769
 NAMESPACE = 'tts_tuner'  # of our actors in a cluster
 
 
@@ -37,7 +37,9 @@ class Seat:
         job: TrainerJob,
         trainer: Sequence[str | None],  # program that trains and its first words; None is the Python of this machine
     ) -> None:
-        self.process = TrainerProcess(job, [sys.executable if word is None else word for word in trainer])
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        try: self.process = TrainerProcess(job, [sys.executable if word is None else word for word in trainer])
+        finally: signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def look(self) -> tuple[int, int | None, bool]:
         "Its process number, exit status, and whether it is at work"
