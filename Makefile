@@ -4,13 +4,14 @@
 # Knobs: SEED=3  STUDY=mine  ARGS="--max-trials 4"  PYTHON=python3.12  TORCH="torch==2.9.0"  VENV=.venv
 
 VENV ?= .venv
+ENGINES_VENV ?= .venv-engines
 SEED ?= 42
 STUDY ?= demo
 ARGS ?=
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs env-demo env-test clean-build
+.PHONY: help demo test test-engines docs env-demo env-test clean-build
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +31,10 @@ demo: env-demo  ## a voice from nothing: corpus, training, tuning, report
 
 test: env-test  ## every check: export in step, notebooks, lint, types, docs, pytest
 	@PATH="$(abspath $(VENV))/bin:$$PATH" tools/check.sh
+
+test-engines:  ## extras in an environment of their own: Hyperopt, Ray's searchers, trainers on a Ray cluster
+	@tools/env.sh $(ENGINES_VENV) dev,hyperopt,ray
+	@TTS_TUNER_ENGINES=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(ENGINES_VENV)/bin/python -m pytest -q --durations=5 tests/test_extra_engines.py
 
 docs: env-test  ## the site, into docs/
 	@PATH="$(abspath $(VENV))/bin:$$PATH" python tools/build_docs.py
