@@ -9,6 +9,8 @@ import os
 import statistics
 import sys
 import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +22,7 @@ def run(path: Path) -> tuple[str, bool, float]:
     from nbdev.test import test_nb
     cfg = get_config(ROOT)
     flags = cfg.tst_flags if isinstance(cfg.tst_flags, list) else cfg.tst_flags.split()
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # filters that one notebook sets do not reach the next
         passed, seconds = test_nb(path, skip_flags=flags, basepath=ROOT, cell_timeout=cfg.cell_timeout)
     return str(path.relative_to(ROOT)), passed, seconds
 
@@ -35,9 +37,9 @@ def main() -> None:
     paths = [p.resolve() for p in a.only or ()] or sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
     start, rows = time.monotonic(), []
     from run_notebooks import run as worker  # under its own name: a running notebook takes the place of __main__
-    with multiprocessing.get_context('spawn').Pool(a.workers) as pool:
-        for row in pool.imap_unordered(worker, paths):
-            rows.append(row)
+    with ProcessPoolExecutor(a.workers, multiprocessing.get_context('spawn')) as pool:  # a Pool's workers may not start processes, some notebooks do
+        for done in as_completed([pool.submit(worker, p) for p in paths]):
+            rows.append(row := done.result())
             print(f'{"ok  " if row[1] else "FAIL"} {row[2]:6.1f} s  {row[0]}', flush=True)
     wall, times = time.monotonic() - start, [r[2] for r in rows]
     print(f'{len(rows)} notebooks in {wall:.0f} s; median {statistics.median(times):.1f} s, longest {max(times):.1f} s')
