@@ -58,6 +58,7 @@ def ending(
     "How a command ends that did not end well"
     if isinstance(error, TTSTunerError): return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt): return 130, 'Interrupted. What was saved stays; the same command goes on from there.'
+    if isinstance(error, BrokenPipeError): return 141, 'Whoever read what was printed is gone, so this ends here.'
     if isinstance(error, OSError): return 1, _refused(error)
     if isinstance(error, MemoryError): return 1, 'Memory ran out. Give a smaller batch_size, or --workers 1.'
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('tts_tuner'):

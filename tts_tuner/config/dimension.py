@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% auto #0
-__all__ = ['Scalar', 'SMALL_SPACE', 'FULL_SPACE', 'WIDE_SPACE', 'SPACES', 'Strict', 'Dimension', 'default_space']
+__all__ = ['Scalar', 'SMALL_SPACE', 'FULL_SPACE', 'WIDE_SPACE', 'SPACES', 'Strict', 'Dimension', 'default_space', 'difference']
 
 # %% ../../nbs/config/04a_dimension.ipynb #ab148c60
 class Strict(BaseModel):
@@ -112,3 +112,21 @@ def default_space(
 ) -> dict[str, Dimension]:
     "Search space of a preset for which none is given"
     return {k: Dimension(**v) for k, v in (SMALL_SPACE if preset == 'small' else FULL_SPACE).items()}
+
+# %% ../../nbs/config/04a_dimension.ipynb #1eff6288
+def _in_words(dim: Mapping[str, Any]) -> str:
+    "A dimension for people"
+    values = ', '.join('null' if c is None else str(c) for c in dim['choices']) if dim['type'] == 'choice' else f'{dim["low"]:g} to {dim["high"]:g}'
+    step = f' in steps of {dim["step"]:g}' if dim.get('step') else ''
+    return f'{dim["type"]} {values}{step}' + ''.join(f' while {k} is {" or ".join(map(str, v))}' for k, v in dim.get('when', {}).items())
+
+
+def difference(
+    old: Mapping[str, Mapping[str, Any]],  # dimensions as plain values
+    new: Mapping[str, Mapping[str, Any]],
+) -> str:  # e.g. "dropout was uniform 0 to 0.5 and is uniform 0 to 0.9 now"; empty when they are the same
+    "What differs between two search spaces, for people"
+    said = [f'{name} was searched then and is not now' for name in old if name not in new]
+    said += [f'{name} is searched now and was not then' for name in new if name not in old]
+    said += [f'{name} was {_in_words(old[name])} and is {_in_words(new[name])} now' for name in old if name in new and old[name] != new[name]]
+    return '; '.join(said)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .blocks import EarlyStopping, Optimization, Rungs, parse_duration
-from .dimension import Dimension, Scalar, Strict, default_space
+from .dimension import Dimension, Scalar, Strict, default_space, difference
 from .earlier import answer
 from .errors import UserError, nearest
 from .files import write_atomic
@@ -304,4 +304,5 @@ def check_same_study(
     for path in dict.fromkeys([*a, *b]):
         if a.get(path) == b.get(path): continue
         was = f'{a.get(path, "none")} then, {b.get(path, "none")} now'
+        if path == 'search_space': was = difference(a[path], b[path]) or 'another default'
         raise UserError(f'Study "{old.study}" was begun with another {short.get(path, path)} ({was}); give the same, or another --study name for a new one.')

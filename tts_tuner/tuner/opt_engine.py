@@ -15,10 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..config.dimension import difference
 from ..config.errors import TTSTunerError, UserError
 from .engine import Proposer, SearchPlan, Trial, excess
 from .samplers import Grid, NumberedSampler, check_sampler, lesson, sampler_notes, seed_for
-from .space import FixedTrial, difference, in_order, misfit, to_distribution, to_plain
+from .space import FixedTrial, in_order, misfit, to_distribution, to_plain
 from .study_store import USUAL, Journal, Patience, is_url, open_database
 
 # %% auto #0

@@ -18,7 +18,7 @@ from ..config.settings import Dimension, RunSettings
 
 # %% auto #0
 __all__ = ['FAILURE_EXAMPLE', 'to_distribution', 'in_order', 'active_part', 'recipe', 'misfit', 'FixedTrial', 'at_point',
-           'fixed_trials', 'trial_overrides', 'describe', 'to_plain', 'difference']
+           'fixed_trials', 'trial_overrides', 'describe', 'to_plain']
 
 # %% ../../nbs/tuner/60_space.ipynb #73a1dbb6
 def to_distribution(
@@ -141,21 +141,3 @@ def to_plain(
 ) -> dict[str, dict[str, Any]]:  # JSON values
     "A space as it is kept with a study; defaults are left out, since they change no value that can be drawn"
     return {name: dim.model_dump(mode='json', exclude={'default'}, exclude_defaults=True) for name, dim in space.items()}
-
-
-def _in_words(dim: Mapping[str, Any]) -> str:
-    "A dimension for people"
-    values = ', '.join('null' if c is None else str(c) for c in dim['choices']) if dim['type'] == 'choice' else f'{dim["low"]:g} to {dim["high"]:g}'
-    step = f' in steps of {dim["step"]:g}' if dim.get('step') else ''
-    return f'{dim["type"]} {values}{step}' + ''.join(f' while {k} is {" or ".join(map(str, v))}' for k, v in dim.get('when', {}).items())
-
-
-def difference(
-    old: Mapping[str, Mapping[str, Any]],  # as `to_plain` gives it
-    new: Mapping[str, Mapping[str, Any]],
-) -> str:  # e.g. "dropout was uniform 0 to 0.5 and is uniform 0 to 0.9 now"; empty when they are the same
-    "What differs between two search spaces, for people"
-    said = [f'{name} was searched then and is not now' for name in old if name not in new]
-    said += [f'{name} is searched now and was not then' for name in new if name not in old]
-    said += [f'{name} was {_in_words(old[name])} and is {_in_words(new[name])} now' for name in old if name in new and old[name] != new[name]]
-    return '; '.join(said)
