@@ -271,3 +271,12 @@ def test_an_unfinished_study_has_a_leader(tmp_path):
     cut = toy_study(tmp_path / 'cut', finished=False)
     assert 'Asked of the leader, t000' in make_report(cut).read_text() and len(standing(read_study(cut))['answers']) == 5
     assert all(len(answers(read_study(cut), t)) == 5 for t in read_study(cut).trials)
+
+
+def test_a_training_of_one_generation_has_its_winner(tmp_path):
+    study = toy_study(tmp_path / 'one')
+    name = read_study(study).winner.name
+    (study / name / 'g001' / 'generation.json').write_text('{"parent": "", "begun": 0}')
+    record = study / 'decisions.jsonl'
+    record.write_text(record.read_text().replace(f'"subject": "{name}"', f'"subject": "{name}/g001"'))
+    assert closing_words(read_study(study)).startswith(f'{name}/g001 wins')

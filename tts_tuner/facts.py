@@ -97,10 +97,10 @@ def read_run(
 
 def read_trial(
     folder: Path,  # runs/STUDY/t003
-) -> list[TrialFacts]:  # one; one for each generation where there are several, since each has its own curve
+) -> list[TrialFacts]:  # one; one for each generation of a trial that is tuned by generations, since each has its own curve
     "The runs of a trial"
     generations = sorted(g for g in folder.glob('g*') if g.is_dir()) or [folder]
-    if len(generations) == 1: return [read_run(generations[0], folder.name)]
+    if len(generations) == 1 and not (generations[0] / 'generation.json').is_file(): return [read_run(generations[0], folder.name)]
     found: dict[str, TrialFacts] = {}
     for g in generations:
         run, note = read_run(g, f'{folder.name}/{g.name}'), g / 'generation.json'
