@@ -12,6 +12,7 @@ from hum import Hum
 from tts_tuner.config.contracts import read_decisions
 from tts_tuner.config.errors import TTSTunerError, UserError
 from tts_tuner.config.settings import load_settings
+from tts_tuner.facts import closing_words, read_study
 from tts_tuner.report import make_report
 from tts_tuner.status import study_status
 from tts_tuner.training.model_suite import check_model
@@ -51,6 +52,7 @@ def test_trials_of_another_model(tmp_path):
         steps = [json.loads(line)['step'] for line in p.read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1)), p
     assert make_report(settings.folder).is_file() and study_status(settings.folder).state == 'finished'
+    assert 'tts-tune synth' not in closing_words(read_study(settings.folder)), 'which speaks with our own model only'
     before = (settings.folder / 'decisions.jsonl').read_text()
     assert tune(settings).winner == result.winner and (settings.folder / 'decisions.jsonl').read_text() == before
 

@@ -205,7 +205,8 @@ def closing_words(study: StudyFacts) -> str:
         f'  samples               {study.folder / "exam" if study.exam else winner.folder / "samples"}',
     ]
     model = study.folder / 'best_model.pt'
-    if model.is_file(): lines += [f'  model                 {model}', f'Let it speak: tts-tune synth --model {model} "The kettle sings." -o hello.wav']
+    if model.is_file(): lines += [f'  model                 {model}']
+    if model.is_file() and not study.settings.get('trainer'): lines += [f'Let it speak: tts-tune synth --model {model} "The kettle sings." -o hello.wav']
     return '\n'.join(lines)
 
 # %% ../nbs/79_facts.ipynb #6ae5169a
