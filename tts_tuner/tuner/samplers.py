@@ -156,6 +156,6 @@ def sampler_notes(
     joint = joint_space(plan)
     rest = ', '.join(n for n, d in plan.space.items() if n not in joint and (d.when or len(d.choices or (1, 2)) > 1))
     if plan.sampler in ('random', 'grid') or not rest: return ()
-    if plan.sampler == 'cma_es': return (f'CMA-ES searches {", ".join(joint)}; {rest} is drawn by TPE, since CMA-ES knows numbers without conditions only.',)
-    if plan.sampler == 'gp': return (f'The Gaussian process searches {", ".join(joint)}; {rest} is drawn by chance, since its condition does not always hold.',)
+    if plan.sampler == 'cma_es': return (f'CMA-ES searches {", ".join(joint)}; TPE draws {rest}, since CMA-ES knows numbers without conditions only.',)
+    if plan.sampler == 'gp': return (f'The Gaussian process searches {", ".join(joint)}; chance draws {rest}, with a condition that does not always hold.',)
     return (f'TPE models {", ".join(joint)} jointly, and {rest} on its own, among the trials where its condition holds.',)
