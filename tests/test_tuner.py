@@ -353,3 +353,15 @@ def test_a_score_above_one_by_a_rounding_does_not_end_a_study():
     from tts_tuner.tuner.early_stop import end_verdict
     seen = [(10 * k, dict(score=1 + 1e-12, val_loss=1 / k)) for k in range(1, 12)]
     assert not end_verdict(seen, 1000, EarlyStopping()).stop
+
+
+def test_a_trainer_gets_no_variable_that_the_settings_refer_to(tmp_path, monkeypatch):
+    "Tokens under names of one's own do not reach it"
+    for name in ('TG_WORD', 'MINE'): monkeypatch.setenv(name, 'canary-canary-canary')
+    program = tmp_path / 'trainer.py'
+    program.write_text("import os, pathlib, runpy, sys\npathlib.Path(sys.argv[sys.argv.index('--run-dir') + 1], 'seen').write_text(' '.join(os.environ))\n"
+                       f"runpy.run_path({FAKE[1]!r}, run_name='__main__')")
+    settings = make(tmp_path, trials=1, monitoring=dict(alerts=dict(telegram=dict(bot_token='${TG_WORD}'))))
+    go(settings, trainer=(sys.executable, str(program)))
+    seen = (settings.folder / 't000' / 'g001' / 'seen').read_text().split()
+    assert 'MINE' in seen and 'TG_WORD' not in seen

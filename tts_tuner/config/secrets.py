@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from .errors import UserError
 
 # %% auto #0
-__all__ = ['SHORTEST', 'Secret', 'variable_of', 'SecretProvider', 'EnvironmentSecrets', 'secrets_provider', 'environment_secrets',
-           'without_secrets']
+__all__ = ['SHORTEST', 'Secret', 'variable_of', 'referred', 'SecretProvider', 'EnvironmentSecrets', 'secrets_provider',
+           'environment_secrets', 'without_secrets']
 
 # %% ../../nbs/config/07_secrets.ipynb #5e3062ac
 class Secret:
@@ -59,6 +59,13 @@ def variable_of(
     found = _REFERENCE.fullmatch(reference.strip())
     if found: return found[1]
     raise UserError(f'{where} must not hold the secret itself: put it into a variable of the environment and write ${{NAME}} here.')
+
+
+def referred(
+    value: Any,  # of a setting
+) -> list[str]:  # names of variables
+    "Variables of the environment that a setting refers to, anywhere in its text"
+    return re.findall(r'\$\{(?:oc\.env:)?\s*([A-Za-z_]\w*)', value) if isinstance(value, str) else []
 
 # %% ../../nbs/config/07_secrets.ipynb #de8f5af2
 class SecretProvider(Protocol):

@@ -97,7 +97,8 @@ class GenerationStudy(Session):
 
     def _job(self, g: Generation) -> TrainerJob:
         name = f'{TRIAL}/{g.name}'
-        return TrainerJob(name, self.run_dir(name), self.data.corpus, self.settings.preset, g.overrides, None, self.data.cache, ranks=self.ranks)
+        return TrainerJob(name, self.run_dir(name), self.data.corpus, self.settings.preset, g.overrides, None, self.data.cache, ranks=self.ranks,
+                          withheld=self.withheld)
 
     def _train(self, g: Generation) -> Decision:
         "Let a generation train until it is over; its end is on record then"

@@ -100,7 +100,8 @@ class Study(Session):
         until = None if step >= self.max_steps else step
         passed = lambda n: min(self.readers[n].step, saved_step(self.run_dir(n))) >= step  # numbers without a checkpoint do not count
         todo = [n for n in able if not self._enough(n) and (until is None or not passed(n))]
-        jobs = [TrainerJob(n, self.run_dir(n), self.data.corpus, self.settings.preset, self.trials[n].overrides, until, self.data.cache, ranks=self.ranks)
+        jobs = [TrainerJob(n, self.run_dir(n), self.data.corpus, self.settings.preset, self.trials[n].overrides, until, self.data.cache, ranks=self.ranks,
+                           withheld=self.withheld)
                 for n in todo]
         try: endings = self.trainers.run(jobs, step)
         finally: self._forward(able)

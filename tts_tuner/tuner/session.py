@@ -18,6 +18,8 @@ from typing import Any
 from ..config.contracts import Decision, Evidence
 from ..config.errors import TTSTunerError, UserError
 from ..config.files import write_atomic
+from ..config.run_settings import leaves, reference_paths
+from ..config.secrets import referred
 from ..config.settings import RunSettings, check_same_study, flat_values, load_settings
 from .audit import recorded
 from .book import Book, StudyStopped, noted_signals, study_lock
@@ -164,6 +166,12 @@ class Session:
         if (most := self.settings.resources.gpu.max_gpus) and 'CUDA_VISIBLE_DEVICES' in shares[0]: shares = shares[:max(1, most // self.ranks)]
         return Fleet(shares, trainer, self.restart, self.stop, tick, poll, enough=enough, orphans=core.orphans, limits=Limits(stuck=core.hang_after),
                      launcher=self.launcher)
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        "Variables of the environment that the settings refer to; trainers have no need of them"
+        values = dict(leaves(self.settings.model_dump(mode='json')))
+        return tuple(sorted({v for path in reference_paths() for v in referred(values.get(path))}))
 
     @property
     def ranks(self) -> int:

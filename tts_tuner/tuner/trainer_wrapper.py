@@ -45,6 +45,7 @@ class TrainerJob:
     until: int | None = None  # pause at this step; None trains to the end
     cache: str = ''  # folder of the feature cache; the trainer's own when empty
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)  # added to the tuner's
+    withheld: tuple[str, ...] = field(default=(), kw_only=True)  # variables of the tuner's that a trainer has no need of: tokens
     ranks: int = 1  # processes that train it together, one a GPU
     launcher: Literal['ranks', 'torchrun'] = 'ranks'  # who starts them: 'ranks', the trainer itself, or 'torchrun'
 
@@ -201,7 +202,7 @@ class TrainerProcess:
             log.flush()
             try:
                 return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                                        env={**without_secrets(os.environ, VARIABLES), 'PYTHONUNBUFFERED': '1', **self.job.environment})
+                                        env={**without_secrets(os.environ, (*VARIABLES, *self.job.withheld)), 'PYTHONUNBUFFERED': '1', **self.job.environment})
             except OSError as e: raise TTSTunerError(f'The trainer cannot be started ({e.strerror}: {command[0]}).') from e
 
     @property
