@@ -24,7 +24,8 @@ python tools/build_docs.py --engine sphinx
 cmp -s README.md "${TMPDIR:-/tmp}/readme.$$" || { rm -f "${TMPDIR:-/tmp}/readme.$$"; echo 'README.md was not in step with nbs/index.ipynb; it has been made again: commit it.'; exit 1; }
 rm -f "${TMPDIR:-/tmp}/readme.$$"
 
+# many tests wait for processes: three at a time keep two cores busy
 step 'pytest'
-timeout 900 python -m pytest -n "${WORKERS:-2}" --dist loadfile --cov --cov-report=term -q --durations=8
+timeout 900 python -m pytest -n "${TEST_WORKERS:-3}" --dist loadfile --cov --cov-report=term -q --durations=8
 
 printf '\nAll checks passed in %s s.\n' "$(($(date +%s) - begin))"
