@@ -12,17 +12,18 @@ python tools/in_step.py
 step 'ruff'
 ruff check .
 
-step 'mypy'
-mypy
-
-step 'notebooks'
-timeout 600 python tools/run_notebooks.py --workers "${WORKERS:-2}" --budget "${NOTEBOOK_BUDGET:-225}"
-
-step 'docs site and README.md'
-cp README.md "${TMPDIR:-/tmp}/readme.$$"
-python tools/build_docs.py --engine sphinx
-cmp -s README.md "${TMPDIR:-/tmp}/readme.$$" || { rm -f "${TMPDIR:-/tmp}/readme.$$"; echo 'README.md was not in step with nbs/index.ipynb; it has been made again: commit it.'; exit 1; }
-rm -f "${TMPDIR:-/tmp}/readme.$$"
+step 'notebooks, with types and the docs site beside them'
+said=$(mktemp -d)
+cp README.md "$said/README.md"
+mypy > "$said/mypy" 2>&1 & types=$!
+python tools/build_docs.py --engine sphinx > "$said/docs" 2>&1 & site=$!
+timeout 600 python tools/run_notebooks.py --workers "${WORKERS:-2}" --budget "${NOTEBOOK_BUDGET:-400}"
+wait "$types" || { cat "$said/mypy"; exit 1; }
+tail -1 "$said/mypy"
+wait "$site" || { cat "$said/docs"; exit 1; }
+tail -2 "$said/docs"
+cmp -s README.md "$said/README.md" || { echo 'README.md was not in step with nbs/index.ipynb; it has been made again: commit it.'; exit 1; }
+rm -rf "$said"
 
 # many tests wait for processes: three at a time keep two cores busy
 step 'pytest'
